@@ -1,0 +1,76 @@
+"""What workers and the scheduler say to each other, whatever carries it: HTTP, or a function call.
+
+A worker registers a session, polls for jobs with its free slots, and reports. `core.sessions`
+keeps the sessions; `core.workers` answers the calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from .lease import Lease
+
+Kind = Literal["succeeded", "failed", "released"]
+Status = Literal["ok", "duplicate", "stale"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a worker says that an attempt ended.
+
+    `result` and `error` are JSON documents, `error` an object `{type, message, traceback}` whose
+    type is repeated in `error_type`. `retry_after_ms` overrides the policy's delay.
+    """
+
+    kind: Kind
+    result: bytes | None = None
+    error: bytes | None = None
+    error_type: str = ""
+    retryable: bool = True
+    retry_after_ms: int | None = None
+
+
+class ReportItem(NamedTuple):
+    """One ended attempt."""
+
+    job_id: str
+    fencing_token: int
+    outcome: Outcome
+
+
+class RunningItem(NamedTuple):
+    """One attempt that goes on: renews its lease. `progress` is a JSON document or None."""
+
+    job_id: str
+    fencing_token: int
+    progress: bytes | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """One report of a worker."""
+
+    ended: list[ReportItem] = field(default_factory=list)
+    running: list[RunningItem] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class PollAnswer:
+    """Jobs to run now, and ids of running ones to stop."""
+
+    leases: list[Lease] = field(default_factory=list)
+    cancel: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ReportAnswer:
+    """(job id, status) per item, ended ones first then running ones, in the order reported.
+
+    For a running item `stale` means: stop it, its lease is somebody else's by now.
+    """
+
+    results: list[tuple[str, Status]]
+    cancel: list[str]
+    directive: Literal["run", "drain"] = "run"
