@@ -296,6 +296,7 @@ class Job:
     max_attempts: int
     fencing_token: int
     worker_id: str | None
+    owner: str | None
     schedule_id: str | None
     redriven_from: str | None
     result: bytes | None

@@ -33,9 +33,9 @@ class RetryPolicy:
     def delay_ms(self, failures: int, rng: random.Random) -> int:
         """Return the delay in whole ms (rounded up) after the `failures`-th failure (1-based)."""
         if self.strategy == "exponential":
-            # 2 ** 1100 overflows a float: past the cap the exponent no longer matters.
-            exponent = min(failures - 1, 1000 / max(1.0, math.log2(max(self.multiplier, 1.0))))
-            seconds = self.initial_seconds * self.multiplier**exponent
+            # 2.0 ** 1100 overflows a float: past the cap the exponent no longer matters.
+            exponent = min(failures - 1, 900 // max(1, math.ceil(math.log2(self.multiplier or 1))))
+            seconds = self.initial_seconds * float(self.multiplier**exponent)
         elif self.strategy == "linear":
             seconds = self.initial_seconds * failures
         else:

@@ -35,10 +35,11 @@ class Settings:
     worker_ttl_ms: int = 90_000
     workers_max: int = 10_000
     shard_ttl_ms: int = 10_000
-    releases_free: int = 10
+    clock_skew_ms_max: int | None = 100
     default_timeout_ms: int = 3_600_000
     default_lost_leases_max: int = 3
     default_retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
     idempotency_ttl_ms: int = 24 * 3_600_000
     run_at_ahead_ms_max: int = 5 * 366 * 24 * 3_600_000
+    local_slots: int = 100
     drain_ms: int = 10_000

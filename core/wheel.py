@@ -7,11 +7,9 @@ now ends in the digits 02 fe 03, and `#` marks occupied slots:
 
                   00   01   02   03   04   05   06  ...  fd   fe   ff
     level 2     |past|past|NOW |    | #  |    | #  |...|    |    |    |   65,536 ticks a slot
-                           /  \\___________________________________
-                          /                                        \\
+                            '--- unfolds into all of level 1
     level 1     |past|past|past|past|past|past|past|...|past|NOW | #  |   256 ticks a slot
-                           ________________________________/  \\____
-                          /                                        \\
+                            unfolds into all of level 0 ------'
     level 0     |past|past|past|NOW | #  | #  |    |...|    | #  |    |   1 tick a slot
 
 The slot `NOW` of a level is always empty: what belongs there is what the level below unfolds.
@@ -24,25 +22,26 @@ the slots are in due order.
 Moving from now to `to` changes one highest digit, on level L say:
 
 - the levels below L unfold a slot that lies wholly in the past: all their keys fire;
-- on level L the slots left of the new NOW fire whole, and the slot that becomes NOW *cascades*:
-  its keys fire if due and otherwise are placed anew, each on a lower level;
-- the rest of level L and all levels above keep their place, as their highest differing digit is
+- on level L the slots left of the new NOW fire whole. The slot that becomes NOW *cascades*: it
+  unfolds over the (empty) level below, where the same is done with it, and so on down to level
+  0, where NOW is a single tick and fires itself;
+- the rest of level L and all levels above keep their place: their highest differing digit is
   still the same.
 
 So the place of a key follows from its due tick and now alone, at any time. Hence slots are dicts
 {key: due}: `cancel` computes the place and deletes the key there and then. No handles to keep, no
 tombstones to sweep up (a heap has them), no linked list (dear in Python); and since a dict keeps
-its order and a cascade only ever fills empty levels, equal due ticks fire in order of insertion.
+its order and a cascade only ever fills an empty level, equal due ticks fire in order of insertion.
 
     insert, cancel     O(1)
     next_expiration    O(levels): one int per level has a bit for each occupied slot
     advance            O(levels + occupied slots passed + keys in them); empty slots cost nothing.
                        A key moves at most once per level in its life. A slot wider than one tick
-                       that is passed whole, as after a jump, is sorted instead of unfolded
+                       that is passed whole, as after a jump, is sorted by due tick, not unfolded
     memory             at most 1,536 dicts, however many keys
 
-A cascade handles its slot in one go: with keys spread evenly, each passing of a 65,536-tick
-boundary places 65 s worth of them anew. Bound what you put in.
+A slot fires or cascades in one go: with keys spread evenly, each 65,536th tick moves a whole
+65 s worth of them, and keys due at one tick come out together. Bound what you put in.
 
 To be never early, round instants up to ticks for `insert` and down for `advance`.
 
@@ -63,11 +62,11 @@ _LEVELS = 6
 TICK_MAX = (1 << _DIGIT_BITS * _LEVELS) - 1
 """The last tick that a wheel can reach: in milliseconds since the epoch, the year 10889."""
 
-# By the bit length of `due ^ now`: how far to shift a tick right for the digit of its level.
-_SHIFTS = (0, *(bit // _DIGIT_BITS * _DIGIT_BITS for bit in range(_DIGIT_BITS * _LEVELS)))
+# The level by the bit length of `due ^ now`. It is never 0, for what is due now is not inserted.
+_LEVEL_BY_BITS = (0, *(bit // _DIGIT_BITS for bit in range(_DIGIT_BITS * _LEVELS)))
 
-# A level's slots start at `shift << _BASE_SHIFT` (= level * 256) in the one list of all slots.
-_BASE_SHIFT = 5
+# The bits of all slots left of a digit.
+_BITS_LEFT_OF = tuple((1 << digit) - 1 for digit in range(_SLOTS + 1))
 
 
 class TimingWheel(Generic[K]):
@@ -78,7 +77,7 @@ class TimingWheel(Generic[K]):
     would go unseen, and the key would fire twice.
     """
 
-    __slots__ = ("_length", "_now", "_occupied", "_slots")
+    __slots__ = ("_length", "_levels", "_now", "_occupied")
 
     def __init__(self, now_tick: int) -> None:
         """Make an empty wheel that stands at `now_tick`; ValueError outside 0..TICK_MAX."""
@@ -86,7 +85,7 @@ class TimingWheel(Generic[K]):
             raise _out_of_reach(now_tick)
         self._now = now_tick
         self._length = 0
-        self._slots: list[dict[K, int] | None] = [None] * (_LEVELS * _SLOTS)
+        self._levels: list[list[dict[K, int] | None]] = [[None] * _SLOTS for _ in range(_LEVELS)]
         self._occupied = [0] * _LEVELS
 
     def __len__(self) -> int:
@@ -106,15 +105,16 @@ class TimingWheel(Generic[K]):
         now = self._now
         if due_tick <= now:
             return False
-        if due_tick > TICK_MAX:
-            raise _out_of_reach(due_tick)
-        shift = _SHIFTS[(due_tick ^ now).bit_length()]
-        digit = due_tick >> shift & _DIGIT_MASK
-        place = (shift << _BASE_SHIFT) + digit
-        slot = self._slots[place]
+        try:
+            level = _LEVEL_BY_BITS[(due_tick ^ now).bit_length()]
+        except IndexError:
+            raise _out_of_reach(due_tick) from None
+        digit = due_tick >> level * _DIGIT_BITS & _DIGIT_MASK
+        slots = self._levels[level]
+        slot = slots[digit]
         if slot is None:
-            self._slots[place] = {key: due_tick}
-            self._occupied[shift // _DIGIT_BITS] |= 1 << digit
+            slots[digit] = {key: due_tick}
+            self._occupied[level] |= 1 << digit
         elif key in slot:
             raise ValueError(f"key {key!r} is in the wheel already, due at {slot[key]}")
         else:
@@ -127,16 +127,16 @@ class TimingWheel(Generic[K]):
         now = self._now
         if not now < due_tick <= TICK_MAX:
             return False
-        shift = _SHIFTS[(due_tick ^ now).bit_length()]
-        digit = due_tick >> shift & _DIGIT_MASK
-        place = (shift << _BASE_SHIFT) + digit
-        slot = self._slots[place]
+        level = _LEVEL_BY_BITS[(due_tick ^ now).bit_length()]
+        digit = due_tick >> level * _DIGIT_BITS & _DIGIT_MASK
+        slots = self._levels[level]
+        slot = slots[digit]
         if slot is None or slot.get(key) != due_tick:
             return False
         del slot[key]
         if not slot:
-            self._slots[place] = None
-            self._occupied[shift // _DIGIT_BITS] ^= 1 << digit
+            slots[digit] = None
+            self._occupied[level] ^= 1 << digit
         self._length -= 1
         return True
 
@@ -152,22 +152,24 @@ class TimingWheel(Generic[K]):
         if now_tick > TICK_MAX:
             raise _out_of_reach(now_tick)
         self._now = now_tick
-        shift = _SHIFTS[(now_tick ^ now).bit_length()]
-        level = shift // _DIGIT_BITS
         occupied = self._occupied
         fired: list[K] = []
-        for lower in range(level):
-            if occupied[lower]:
-                self._fire_slots(lower, occupied[lower], fired)
-
-        digit = now_tick >> shift & _DIGIT_MASK
-        # The new NOW has passed whole as well if `now_tick` is its last tick, as on level 0.
-        passed_slots = digit + ((now_tick + 1 >> shift) - (now_tick >> shift))
-        passed = occupied[level] & (1 << passed_slots) - 1
+        top = _LEVEL_BY_BITS[(now_tick ^ now).bit_length()]
+        if top:
+            for level in range(top):
+                if occupied[level]:
+                    self._fire_slots(level, occupied[level], fired)
+            for level in range(top, 0, -1):
+                digit = now_tick >> level * _DIGIT_BITS & _DIGIT_MASK
+                passed = occupied[level] & _BITS_LEFT_OF[digit]
+                if passed:
+                    self._fire_slots(level, passed, fired)
+                if occupied[level] >> digit & 1:
+                    self._cascade(level, digit)
+        # On level 0 NOW is a single tick, so it is due as well.
+        passed = occupied[0] & _BITS_LEFT_OF[(now_tick & _DIGIT_MASK) + 1]
         if passed:
-            self._fire_slots(level, passed, fired)
-        if occupied[level] >> digit & 1:
-            self._cascade(level, digit, fired)
+            self._fire_slots(0, passed, fired)
         self._length -= len(fired)
         return fired
 
@@ -177,54 +179,46 @@ class TimingWheel(Generic[K]):
         Exact when the next key is on level 0, else the start of its slot, where it cascades:
         never later than the next due tick. Whoever sleeps until then advances and asks again.
         """
-        now = self._now
         for level, occupied in enumerate(self._occupied):
             if occupied:
                 digit = (occupied & -occupied).bit_length() - 1
                 shift = level * _DIGIT_BITS
-                return (now >> shift & ~_DIGIT_MASK | digit) << shift
+                return (self._now >> shift & ~_DIGIT_MASK | digit) << shift
         return None
 
     def _fire_slots(self, level: int, passed: int, fired: list[K]) -> None:
         """Empty the slots of `level` whose bits are set in `passed`, all due, into `fired`."""
         self._occupied[level] ^= passed
-        slots = self._slots
-        base = level * _SLOTS
+        slots = self._levels[level]
         while passed:
             lowest = passed & -passed
             passed ^= lowest
-            place = base + lowest.bit_length() - 1
-            slot = slots[place]
+            digit = lowest.bit_length() - 1
+            slot = slots[digit]
             assert slot, "an occupied slot has keys"
-            slots[place] = None
+            slots[digit] = None
             fired += sorted(slot, key=slot.__getitem__) if level else slot
 
-    def _cascade(self, level: int, digit: int, fired: list[K]) -> None:
-        """Empty the slot that has become NOW: what is due into `fired`, the rest further down."""
-        now = self._now
-        slots = self._slots
-        occupied = self._occupied
-        from_place = level * _SLOTS + digit
-        unfolding = slots[from_place]
+    def _cascade(self, level: int, digit: int) -> None:
+        """Unfold the slot that has become NOW of `level` over the slots of the level below."""
+        unfolding = self._levels[level][digit]
+        level_below = level - 1
         assert unfolding, "an occupied slot has keys"
-        assert not any(occupied[:level]), "a cascade fills empty levels, or ties change order"
-        slots[from_place] = None
-        occupied[level] ^= 1 << digit
-        due: list[K] = []
+        assert not self._occupied[level_below], "the level below is empty, so ties keep order"
+        self._levels[level][digit] = None
+        self._occupied[level] ^= 1 << digit
+        shift = level_below * _DIGIT_BITS
+        slots = self._levels[level_below]
+        occupied = 0
         for key, due_tick in unfolding.items():
-            if due_tick <= now:
-                due.append(key)
-                continue
-            shift = _SHIFTS[(due_tick ^ now).bit_length()]
-            place = (shift << _BASE_SHIFT) + (due_tick >> shift & _DIGIT_MASK)
-            slot = slots[place]
+            digit = due_tick >> shift & _DIGIT_MASK
+            slot = slots[digit]
             if slot is None:
-                slots[place] = {key: due_tick}
-                occupied[shift // _DIGIT_BITS] |= 1 << (place & _DIGIT_MASK)
+                slots[digit] = {key: due_tick}
+                occupied |= 1 << digit
             else:
                 slot[key] = due_tick
-        due.sort(key=unfolding.__getitem__)
-        fired += due
+        self._occupied[level_below] = occupied
 
 
 def _out_of_reach(tick: int) -> ValueError:

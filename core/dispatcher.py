@@ -1,0 +1,335 @@
+"""The pump: wheels → ready lanes → claims → held leases → answers to polls.
+
+    fire    what is due within the claim-ahead goes from the wheels to the ready lanes
+    claim   ready jobs meet the free slots of waiting polls; one compare-and-set for the batch,
+            committed before the first byte goes out: a job that kills its worker is charged
+    hold    a claimed job waits for its own millisecond; precision costs no commit of its own
+    send    polls are answered with what has come due; here the lease starts, and here, at the
+            last moment, time and ownership are checked once more
+
+All of it is one synchronous `_step`, driven by one alarm. Only the claim itself runs beside it, a
+few at a time: while they run, what is ready gathers, so batches grow with the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from .batch import ROWS_WORTH_A_FLUSH
+from .errors import Unavailable
+from .job import Claim, Claimed, Ending, State, Waiting
+from .kernel import Kernel
+from .lease import Lease
+from .protocol import PollAnswer
+from .sessions import WorkerSession
+from .settler import Settler
+from .wheel import TimingWheel
+
+_UNSENT_CHECK_MS = 250
+_CLOCK_SET_BACK_MS = 20
+_STALL_MS = 1_000
+_BACKOFF_MS = 200
+
+
+class Dispatcher:
+    """Runs the pump of one scheduler."""
+
+    def __init__(self, kernel: Kernel, settler: Settler) -> None:
+        self._kernel = kernel
+        self._settler = settler
+        self._holds: TimingWheel[str] = TimingWheel(kernel.clock.now_ms())
+        self._deliverable: dict[str, WorkerSession] = {}
+        self._claims: set[asyncio.Task[None]] = set()
+        self._claim_not_before_ms = 0
+        self._now_ms = kernel.clock.now_ms()
+        self._stepped_ms = kernel.clock.monotonic_ms()
+        self._slept_ms = 0
+        self._grace_until_ms = 0
+        self._checked_ms = 0
+        self._early = False
+        self.parked = asyncio.Event()
+        """Set when occurrences of schedules have fired and wait to be let through."""
+
+    async def run(self) -> None:
+        """Pump until cancelled."""
+        alarm = self._kernel.alarm
+        while True:
+            more = self._step()
+            self._slept_ms = 0 if more else self._delay_ms()
+            await alarm.wait(self._slept_ms)
+
+    async def claims_done(self) -> None:
+        """Wait for the claims that are under way."""
+        while self._claims:
+            await asyncio.wait(self._claims)
+
+    def mark_deliverable(self, session: WorkerSession) -> None:
+        """Note that the session has something to be told: jobs or cancels."""
+        self._deliverable[session.worker_id] = session
+        self._kernel.alarm.ring()
+
+    def release_held(self, queue: str | None = None) -> None:
+        """Give back what was claimed and not sent: of one queue that is paused, or all."""
+        self._settler.release(
+            [
+                lease
+                for lease in self._kernel.leases.all()
+                if not lease.sent_ms and lease.worker_id and queue in (None, lease.queue)
+            ]
+        )
+
+    def _step(self) -> bool:
+        kernel = self._kernel
+        now_ms, monotonic_ms = kernel.clock.now_ms(), kernel.clock.monotonic_ms()
+        self._watch_clocks(now_ms, monotonic_ms)
+        more = False
+        ahead_ms = kernel.settings.claim_ahead_ms
+        due_ms = kernel.residents.next_due_ms()
+        if due_ms is not None and due_ms <= now_ms + ahead_ms // 2:
+            more = kernel.residents.fire(now_ms + ahead_ms, kernel.settings.fire_slice)
+        if kernel.residents.parked:
+            self.parked.set()
+        self._expire(now_ms)
+        for job_id in self._holds.advance(now_ms):
+            lease = kernel.leases.get(job_id)
+            if lease is not None and not lease.sent_ms:
+                self._to_outbox(lease)
+        self._answer_polls(now_ms, monotonic_ms)
+        self._start_claims(monotonic_ms)
+        self._reap(monotonic_ms)
+        if monotonic_ms - self._checked_ms >= _UNSENT_CHECK_MS:
+            self._checked_ms = monotonic_ms
+            self._check_sessions(monotonic_ms)
+        return more
+
+    def _delay_ms(self) -> int:
+        kernel = self._kernel
+        now_ms, monotonic_ms = kernel.clock.now_ms(), kernel.clock.monotonic_ms()
+        delays = [_UNSENT_CHECK_MS if self._deliverable else _STALL_MS]
+        due_ms = kernel.residents.next_due_ms()
+        if due_ms is not None:
+            delays.append(due_ms - kernel.settings.claim_ahead_ms // 2 - now_ms)
+        hold_ms = self._holds.next_expiration()
+        if hold_ms is not None:
+            delays.append(hold_ms - now_ms)
+        expiry_ms = kernel.residents.next_expiry_ms()
+        if expiry_ms is not None:
+            delays.append(expiry_ms - now_ms)
+        lease_ms = kernel.leases.next_deadline_ms()
+        if lease_ms is not None:
+            delays.append(max(lease_ms, self._grace_until_ms) - monotonic_ms)
+        if self._early:
+            delays.append(1)
+        return max(0, min(delays))
+
+    def _watch_clocks(self, now_ms: int, monotonic_ms: int) -> None:
+        if now_ms < self._now_ms - _CLOCK_SET_BACK_MS:
+            self._rewind(now_ms)
+        self._now_ms = now_ms
+        stalled_ms = monotonic_ms - self._stepped_ms - self._slept_ms
+        if stalled_ms > _STALL_MS:
+            # This loop slept, not the workers: their renewals may wait in the sockets.
+            self._grace_until_ms = monotonic_ms + stalled_ms
+        self._stepped_ms = monotonic_ms
+
+    def _rewind(self, now_ms: int) -> None:
+        self._kernel.residents.rewind(now_ms)
+        self._holds = TimingWheel(now_ms)
+        for session in self._kernel.sessions.all():
+            session.outbox.clear()
+            for lease in session.leases.values():
+                if not lease.sent_ms:
+                    self._hold(lease)
+
+    def _expire(self, now_ms: int) -> None:
+        jobs = self._kernel.residents.expired(now_ms)
+        if jobs:
+            self._kernel.spawn(self._write_expired(jobs, now_ms))
+
+    async def _write_expired(self, jobs: list[Waiting], now_ms: int) -> None:
+        endings = [
+            Ending(job[0], job[1], job[2], job[3], State.EXPIRED, "start_deadline") for job in jobs
+        ]
+        try:
+            await self._kernel.store.end_waiting(endings, now_ms)
+        except Unavailable:
+            self._kernel.rereads.update({job[0]: job[1] for job in jobs})
+        else:
+            for job in jobs:
+                self._kernel.ended(job[0])
+
+    def _hold(self, lease: Lease) -> None:
+        if not self._holds.insert(lease.id, lease.run_at_ms):
+            self._to_outbox(lease)
+
+    def _to_outbox(self, lease: Lease) -> None:
+        session = self._kernel.sessions.find(lease.worker_id)
+        if session is not None and lease.settling is None:
+            session.outbox[lease.id] = lease
+            self._deliverable[session.worker_id] = session
+
+    def _answer_polls(self, now_ms: int, monotonic_ms: int) -> None:
+        settings = self._kernel.settings
+        self._early = False
+        for session in list(self._deliverable.values()):
+            if session.poll is not None:
+                batch = session.next_batch(now_ms, settings.poll_jobs_max, settings.poll_bytes_max)
+                if batch and not self._kernel.owns_time():
+                    self._settler.release(batch)
+                    batch = []
+                if batch or session.cancels:
+                    self._send(session, batch, now_ms, monotonic_ms)
+                elif session.outbox:
+                    self._early = any(lease.run_at_ms > now_ms for lease in session.outbox.values())
+            if not session.outbox and not session.cancels:
+                del self._deliverable[session.worker_id]
+
+    def _send(
+        self, session: WorkerSession, batch: list[Lease], now_ms: int, monotonic_ms: int
+    ) -> None:
+        kernel = self._kernel
+        lags: dict[str, list[int]] = {}
+        for lease in batch:
+            kernel.leases.send(lease, monotonic_ms)
+            session.reserved[lease.queue] -= 1
+            lags.setdefault(lease.queue, []).append(now_ms - lease.run_at_ms)
+        for queue, lag_ms in lags.items():
+            kernel.metrics.fired(queue, lag_ms)
+            kernel.dispatched.add(queue, len(lag_ms), monotonic_ms)
+        kernel.sessions.stop_waiting(session)
+        cancels, session.cancels = session.cancels, []
+        session.answer(PollAnswer(batch, cancels))
+
+    def _start_claims(self, monotonic_ms: int) -> None:
+        settings = self._kernel.settings
+        if (
+            self._kernel.draining
+            or monotonic_ms < self._claim_not_before_ms
+            or len(self._claims) >= settings.claims_in_flight_max
+            or (self._claims and self._claimable() < ROWS_WORTH_A_FLUSH)
+            or not self._kernel.owns_time()
+        ):
+            return
+        batch = self._match(settings.claim_batch_max)
+        if batch:
+            task = asyncio.get_running_loop().create_task(self._claim(batch))
+            self._claims.add(task)
+            task.add_done_callback(self._claims.discard)
+
+    def _claimable(self) -> int:
+        kernel = self._kernel
+        return sum(
+            min(
+                kernel.residents.ready.depth(queue),
+                sum(session.free(queue) for session in sessions.values()),
+            )
+            for queue, sessions in kernel.sessions.waiting.items()
+        )
+
+    def _match(self, jobs_max: int) -> list[tuple[WorkerSession, Waiting]]:
+        """Pair ready jobs with free slots, spread evenly over the workers that wait."""
+        kernel = self._kernel
+        residents = kernel.residents
+        batch: list[tuple[WorkerSession, Waiting]] = []
+        for name, sessions in kernel.sessions.waiting.items():
+            depth = residents.ready.depth(name)
+            queue = kernel.queues.get(name)
+            if not depth or queue.paused:
+                continue
+            room = jobs_max - len(batch)
+            if queue.max_running is not None:
+                busy = kernel.leases.running[name] + kernel.claiming[name]
+                room = min(room, queue.max_running - busy)
+            share = -(-depth // len(sessions))
+            for session in sessions.values():
+                count = min(room, share, session.free(name))
+                if count > 0:
+                    jobs = residents.take(name, count)
+                    session.reserved[name] += len(jobs)
+                    kernel.claiming[name] += len(jobs)
+                    room -= len(jobs)
+                    batch.extend([(session, job) for job in jobs])
+        return batch
+
+    async def _claim(self, batch: list[tuple[WorkerSession, Waiting]]) -> None:
+        kernel = self._kernel
+        started_ms = kernel.clock.monotonic_ms()
+        claims = [
+            Claim(job[0], job[1], job[2], job[3], session.worker_id) for session, job in batch
+        ]
+        rows: list[Claimed | None]
+        try:
+            rows = await kernel.store.claim(claims, kernel.boot_id, kernel.clock.now_ms())
+        except Unavailable:
+            # Written or not: the rows know. Until they have been read again nothing is claimed.
+            rows = [None] * len(batch)
+            self._claim_not_before_ms = kernel.clock.monotonic_ms() + _BACKOFF_MS
+        finally:
+            for _, job in batch:
+                queue = job[4][2:]
+                del kernel.residents.claiming[job[0]]
+                kernel.claiming[queue] -= 1
+        kernel.metrics.batch("claim", len(batch), kernel.clock.monotonic_ms() - started_ms)
+        self._granted(batch, rows)
+        kernel.alarm.ring()
+
+    def _granted(
+        self, batch: list[tuple[WorkerSession, Waiting]], rows: list[Claimed | None]
+    ) -> None:
+        kernel = self._kernel
+        monotonic_ms = kernel.clock.monotonic_ms()
+        unwanted: list[Lease] = []
+        for (session, job), row in zip(batch, rows, strict=True):
+            queue = kernel.queues.get(job[4][2:])
+            if row is None:
+                session.reserved[queue.name] -= 1
+                kernel.rereads[job[0]] = job[1]
+                continue
+            lease = Lease(
+                job, row, row.args, session.worker_id, queue, kernel.settings, monotonic_ms
+            )
+            kernel.leases.add(lease)
+            session.leases[lease.id] = lease
+            if (
+                kernel.draining
+                or queue.paused
+                or lease.id in kernel.cancels
+                or kernel.sessions.find(session.worker_id) is not session
+            ):
+                unwanted.append(lease)
+            else:
+                self._hold(lease)
+        if unwanted:
+            self._settler.release(unwanted)
+
+    def _reap(self, monotonic_ms: int) -> None:
+        if monotonic_ms < self._grace_until_ms:
+            return
+        expired = self._kernel.leases.expired(monotonic_ms)
+        if expired:
+            self._settler.reap(expired)
+
+    def _check_sessions(self, monotonic_ms: int) -> None:
+        """Release what was claimed long ago and never sent; forget workers that fell silent."""
+        settings = self._kernel.settings
+        unsent_ms = monotonic_ms - settings.held_unsent_ms - settings.claim_ahead_ms
+        stuck = [
+            lease
+            for session in self._deliverable.values()
+            for lease in session.outbox.values()
+            if lease.granted_ms < unsent_ms
+        ]
+        if stuck:
+            self._settler.release(stuck)
+        if monotonic_ms < self._grace_until_ms:
+            return
+        silent_ms = monotonic_ms - settings.worker_ttl_ms
+        for session in self._kernel.sessions.all():
+            if session.poll is None and session.last_seen_ms < silent_ms:
+                self.dismiss(session)
+
+    def dismiss(self, session: WorkerSession) -> None:
+        """Forget a session; what it was not yet sent is given back."""
+        self._kernel.sessions.remove(session)
+        self._deliverable.pop(session.worker_id, None)
+        self._settler.release([lease for lease in session.leases.values() if not lease.sent_ms])

@@ -1,0 +1,157 @@
+"""The gate: where an occurrence of a schedule that has come due meets its policies.
+
+Jobs of schedules don't go from the wheel to the ready lanes by themselves; they are parked, and
+the gate decides, before any claim. An occurrence that comes up late (nobody ran at its time) is
+first put through the misfire policy with everything else that is overdue. Then overlap: against the
+schedule's started, unfinished jobs, and those let through that still wait for a worker, so that a
+schedule without workers doesn't pile up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import groupby
+
+from .errors import TickwheelError, Unavailable
+from .job import Ending, State, Waiting
+from .kernel import Kernel
+from .lease import Lease
+from .plan import MISFIRE_GRACE_MS, decide_overlap
+from .schedule import ScheduleSpec
+from .ticker import Ticker
+
+_RETRY_MS = 200
+_BUFFERED_CHECK_MS = 5_000
+
+
+class Gate:
+    """Lets occurrences through, or ends them. `cancel(job_id)` asks a job to stop."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        ticker: Ticker,
+        parked: asyncio.Event,
+        cancel: Callable[[str], Awaitable[object]],
+    ) -> None:
+        self._kernel = kernel
+        self._ticker = ticker
+        self._parked = parked
+        self._cancel = cancel
+        self._buffered: dict[str, Waiting] = {}
+        self._let_through: dict[str, list[str]] = {}
+
+    def ended(self, lease: Lease) -> None:
+        """Note that a job has ended: a buffered occurrence may go now."""
+        if lease.schedule_id in self._buffered:
+            self._parked.set()
+
+    async def run(self) -> None:
+        """Decide until cancelled."""
+        while True:
+            wait_ms = _BUFFERED_CHECK_MS if self._buffered else None
+            try:
+                async with asyncio.timeout(None if wait_ms is None else wait_ms / 1000):
+                    await self._parked.wait()
+            except TimeoutError:
+                pass
+            self._parked.clear()
+            try:
+                await self._decide_due()
+            except Unavailable:
+                await asyncio.sleep(_RETRY_MS / 1000)
+                self._parked.set()
+
+    async def _decide_due(self) -> None:
+        residents = self._kernel.residents
+        now_ms = self._kernel.clock.now_ms()
+        jobs = sorted(residents.parked.values(), key=lambda job: (job[6] or "", job[2], job[0]))
+        due = [job for job in jobs if job[2] <= now_ms]
+        early = [job[2] for job in jobs if job[2] > now_ms]
+        if early:
+            delay_ms = min(early) - now_ms
+            asyncio.get_running_loop().call_later(delay_ms / 1000, self._parked.set)
+        for schedule_id, group in groupby(due, key=lambda job: job[6] or ""):
+            await self._decide(schedule_id, list(group), now_ms)
+
+    async def _decide(self, schedule_id: str, jobs: list[Waiting], now_ms: int) -> None:
+        spec = await self._ticker.spec(schedule_id)
+        late_ms = now_ms - MISFIRE_GRACE_MS
+        fresh = [job for job in jobs if self._buffered.get(schedule_id) is not job]
+        if spec is not None and any(job[2] <= late_ms for job in fresh):
+            dropped = await self._ticker.catch_up(schedule_id)
+            for job in [job for job in fresh if job[2] in dropped]:
+                jobs.remove(job)
+                self._kernel.residents.evict(job[0])
+        if spec is None or spec.overlap == "allow":
+            self._let(schedule_id, jobs)
+            if spec is not None and jobs:
+                await self._kernel.store.count_skipped(schedule_id, 0, len(jobs), now_ms)
+        else:
+            await self._overlap(schedule_id, spec, jobs, now_ms)
+
+    async def _overlap(
+        self, schedule_id: str, spec: ScheduleSpec, jobs: list[Waiting], now_ms: int
+    ) -> None:
+        kernel = self._kernel
+        [started] = await kernel.store.active_jobs([schedule_id])
+        waiting = {job[0] for job in jobs}
+        active = {*started, *self._still_here(schedule_id)} - waiting
+        let: list[Waiting] = []
+        skipped: list[Waiting] = []
+        buffered = self._buffered.pop(schedule_id, None)
+        for job in jobs:
+            busy = len(active) + len(let)
+            decision = decide_overlap(
+                spec.overlap, busy, schedule_id in self._buffered and job is not buffered
+            )
+            if decision == "skip":
+                skipped.append(job)
+            elif decision == "buffer":
+                self._buffered[schedule_id] = job
+            else:
+                if decision == "cancel_other":
+                    await self._cancel_all([*active, *(each[0] for each in let)])
+                    active, let = set(), []
+                let.append(job)
+        self._let(schedule_id, let)
+        if skipped:
+            await kernel.store.end_waiting(
+                [
+                    Ending(job[0], job[1], job[2], job[3], State.CANCELLED, "overlap")
+                    for job in skipped
+                ],
+                now_ms,
+            )
+            for job in skipped:
+                kernel.residents.evict(job[0])
+                kernel.ended(job[0])
+        if skipped or let:
+            await kernel.store.count_skipped(schedule_id, len(skipped), len(let), now_ms)
+
+    def _let(self, schedule_id: str, jobs: list[Waiting]) -> None:
+        let = [job[0] for job in jobs if self._kernel.residents.unpark(job)]
+        if let:
+            self._let_through[schedule_id] = [*self._still_here(schedule_id), *let]
+            self._kernel.alarm.ring()
+
+    def _still_here(self, schedule_id: str) -> list[str]:
+        kernel = self._kernel
+        here = [
+            job_id
+            for job_id in self._let_through.pop(schedule_id, ())
+            if kernel.residents.holds(job_id) or kernel.leases.get(job_id) is not None
+        ]
+        if here:
+            self._let_through[schedule_id] = here
+        return here
+
+    async def _cancel_all(self, job_ids: list[str]) -> None:
+        for job_id in job_ids:
+            try:
+                await self._cancel(job_id)
+            except Unavailable:
+                raise
+            except TickwheelError:
+                continue  # it has ended by itself meanwhile

@@ -1,0 +1,309 @@
+"""Jobs, for callers: submit, look up, wait, cancel, reschedule.
+
+A submission is acknowledged after its commit. Only then does it compare itself with the cursor of
+its lane and, if it lies below, goes straight to the wheel: a job due now costs no query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Sequence
+
+from .batch import GroupCommit
+from .dispatcher import Dispatcher
+from .errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, QueueFull, Unavailable
+from .ids import check, mint, scheduled_at_of, shard_for
+from .job import (
+    Appended,
+    Cursor,
+    IdempotencyKey,
+    Job,
+    JobFilter,
+    JobSpec,
+    NewJob,
+    State,
+    Submission,
+    lane_name,
+)
+from .kernel import Kernel
+from .lifecycle import ENDED
+from .queue import Queue
+from .settler import Settler
+
+_WAIT_POLL_MS = 1_000
+BATCH_MAX = 1_000
+
+
+class Jobs:
+    """The jobs of one scheduler's store."""
+
+    def __init__(self, kernel: Kernel, settler: Settler, dispatcher: Dispatcher) -> None:
+        self._kernel = kernel
+        self._settler = settler
+        self._dispatcher = dispatcher
+        self._shard_count = 1
+        settings = kernel.settings
+        self.commit: GroupCommit[Submission, builtins.list[Appended] | IdempotencyConflict] = (
+            GroupCommit(
+                self._flush,
+                lambda submission: len(submission.jobs),
+                batch_max=settings.submit_batch_max,
+                in_flight_max=settings.submits_in_flight_max,
+            )
+        )
+
+    async def start(self) -> None:
+        """Learn the number of shards; raise `Unavailable`."""
+        self._shard_count = await self._kernel.store.shard_count()
+
+    async def submit(self, specs: Sequence[JobSpec]) -> builtins.list[Appended]:
+        """Store all of them or none; return, in order, their ids, once they are durable.
+
+        Raises `InvalidRequest` (its pointer starts with `/jobs/<index>`), `IdempotencyConflict`,
+        `QueueFull`, and `Unavailable`: overloaded, draining, or no store.
+        """
+        kernel = self._kernel
+        if kernel.draining:
+            raise Unavailable("the scheduler is shutting down", code="draining")
+        if not 1 <= len(specs) <= BATCH_MAX:
+            raise InvalidRequest(
+                f"a batch has 1 to {BATCH_MAX} jobs", code="batch_size", pointer="/jobs"
+            )
+        if self.commit.rows + len(specs) > kernel.settings.submit_backlog_max:
+            raise Unavailable("too many submissions are waiting", code="overloaded")
+        submission = await self._resolve(specs)
+        answer = await self.commit.submit(submission)
+        if isinstance(answer, IdempotencyConflict):
+            raise answer
+        self._admit(submission, answer)
+        return answer
+
+    async def get(self, job_id: str) -> Job:
+        """Return the job; raise `NotFound`."""
+        job = await self._kernel.store.get(check(job_id))
+        if job is None:
+            raise NotFound("there is no such job")
+        return job
+
+    async def wait(self, job_id: str, wait_ms: int) -> Job:
+        """Return the job when it has ended, or as it is when the time is up."""
+        clock = self._kernel.clock
+        until_ms = clock.monotonic_ms() + wait_ms
+        while True:
+            ended = self._kernel.watch(job_id)
+            try:
+                job = await self.get(job_id)
+                left_ms = until_ms - clock.monotonic_ms()
+                if job.state in ENDED or left_ms <= 0:
+                    return job
+                # Another scheduler may settle it, and nobody tells: look again now and then.
+                await asyncio.wait([ended], timeout=min(left_ms, _WAIT_POLL_MS) / 1000)
+            finally:
+                ended.cancel()
+
+    async def list(
+        self, where: JobFilter, after: Cursor | None, limit: int
+    ) -> tuple[builtins.list[Job], Cursor | None]:
+        """Return a page of jobs, newest first, and where to go on."""
+        return await self._kernel.store.list_jobs(where, after, limit)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a waiting job at once, or ask a running one to stop.
+
+        Raises `NotFound`, and `Conflict` if it has ended otherwise.
+        """
+        job_id = check(job_id)
+        kernel = self._kernel
+        now_ms = kernel.clock.now_ms()
+        async with _Withheld(kernel, self._settler, job_id):
+            job = await kernel.store.cancel(job_id, now_ms, "cancelled")
+        if job is None:
+            raise NotFound("there is no such job")
+        if job.state is State.RUNNING:
+            self._ask_to_stop(job)
+        elif job.state is State.CANCELLED:
+            kernel.rereads.pop(job_id, None)
+            kernel.ended(job_id)
+        else:
+            raise Conflict(f"the job has ended: {job.state}", code="job_ended")
+        return job
+
+    async def reschedule(self, job_id: str, run_at_ms: int) -> Job:
+        """Move a waiting job to another time (the past is now).
+
+        Raises `NotFound`, `InvalidRequest`, and `Conflict` if it runs or has ended.
+        """
+        job_id = check(job_id)
+        kernel = self._kernel
+        now_ms = kernel.clock.now_ms()
+        run_at_ms = max(run_at_ms, now_ms)
+        if run_at_ms > now_ms + kernel.settings.run_at_ahead_ms_max:
+            raise InvalidRequest(
+                "at most 5 years ahead", code="run_at_out_of_range", pointer="/run_at"
+            )
+        async with _Withheld(kernel, self._settler, job_id):
+            job = await kernel.store.reschedule(job_id, run_at_ms, now_ms)
+        if job is None:
+            raise NotFound("there is no such job")
+        if job.state is State.RUNNING:
+            raise Conflict("the job is running", code="job_running")
+        if job.state is not State.SCHEDULED:
+            raise Conflict(f"the job has ended: {job.state}", code="job_ended")
+        kernel.rereads.pop(job_id, None)
+        kernel.residents.offer(job.waiting)
+        kernel.alarm.ring()
+        return job
+
+    async def run_now(self, job_id: str) -> Job:
+        """Move a waiting job to now; raises as `reschedule` does."""
+        return await self.reschedule(job_id, self._kernel.clock.now_ms())
+
+    def progress(self, job_id: str) -> bytes | None:
+        """Return what a running job's worker last said of its progress: a JSON document."""
+        lease = self._kernel.leases.get(job_id)
+        return lease.progress if lease is not None else None
+
+    def _ask_to_stop(self, job: Job) -> None:
+        kernel = self._kernel
+        lease = kernel.leases.get(job.id)
+        if lease is None or lease.fencing_token != job.fencing_token:
+            return
+        lease.cancel_requested = True
+        session = kernel.sessions.find(lease.worker_id)
+        if lease.sent_ms and session is not None and job.id not in session.cancels:
+            session.cancels.append(job.id)
+            self._dispatcher.mark_deliverable(session)
+
+    async def _resolve(self, specs: Sequence[JobSpec]) -> Submission:
+        """Make rows of the specs: ids, times, and the queues' defaults."""
+        kernel = self._kernel
+        now_ms = kernel.clock.now_ms()
+        own = tuple(kernel.residents.shards) or range(self._shard_count)
+        shard = own[kernel.rng.randrange(len(own))]
+        expires_ms = now_ms + kernel.settings.idempotency_ttl_ms
+        rows: builtins.list[NewJob] = []
+        keys: builtins.list[IdempotencyKey | None] = []
+        queues: dict[str, Queue] = {}
+        due: dict[str, int] = {}
+        for index, spec in enumerate(specs):
+            queue = queues.get(spec.queue)
+            if queue is None:
+                queue = queues[spec.queue] = kernel.queues.get(spec.queue)
+            priority = queue.priority if spec.priority is None else spec.priority
+            if not queue.priorities >> priority & 1:
+                queue = queues[spec.queue] = await kernel.queues.touch(spec.queue, priority)
+            run_at_ms = self._run_at(spec, index, now_ms)
+            if run_at_ms == now_ms:
+                due[spec.queue] = due.get(spec.queue, 0) + 1
+            key = spec.idempotency_key
+            if key is not None:
+                home = shard_for(f"{spec.queue}/{key}", self._shard_count)
+                keys.append(IdempotencyKey(key, spec.body_hash, expires_ms))
+            else:
+                home = shard
+                keys.append(None)
+            rows.append(
+                NewJob(
+                    mint(run_at_ms, home, kernel.rng),
+                    run_at_ms,
+                    run_at_ms,
+                    now_ms,
+                    None if spec.start_deadline_ms is None else run_at_ms + spec.start_deadline_ms,
+                    home,
+                    priority,
+                    queue.max_attempts if spec.max_attempts is None else spec.max_attempts,
+                    spec.queue,
+                    spec.task,
+                    spec.args,
+                    spec.options.encode(),
+                    spec.tags or None,
+                    None,
+                    None,
+                )
+            )
+        for name, count in due.items():
+            self._check_depth(queues[name], count)
+        return Submission(tuple(rows), tuple(keys) if any(keys) else ())
+
+    def _run_at(self, spec: JobSpec, index: int, now_ms: int) -> int:
+        run_at_ms = now_ms
+        if spec.run_at_ms is not None:
+            run_at_ms = max(spec.run_at_ms, now_ms)
+        elif spec.delay_ms is not None:
+            run_at_ms = now_ms + spec.delay_ms
+        if run_at_ms > now_ms + self._kernel.settings.run_at_ahead_ms_max:
+            field = "run_at" if spec.delay_ms is None else "delay_seconds"
+            raise InvalidRequest(
+                "at most 5 years ahead",
+                code="run_at_out_of_range",
+                pointer=f"/jobs/{index}/{field}",
+            )
+        return run_at_ms
+
+    def _check_depth(self, queue: Queue, count: int) -> None:
+        depth = self._kernel.depths.depth(queue.name) + count
+        if depth > queue.max_depth:
+            raise QueueFull(f"the queue {queue.name!r} is full ({queue.max_depth} due jobs)")
+
+    def _admit(self, submission: Submission, answer: Sequence[Appended]) -> None:
+        kernel = self._kernel
+        counts: dict[str, int] = {}
+        for row, appended in zip(submission.jobs, answer, strict=True):
+            if appended.deduplicated:
+                continue
+            counts[row.queue] = counts.get(row.queue, 0) + 1
+            offered = kernel.residents.offer(
+                (
+                    row.id,
+                    row.scheduled_at_ms,
+                    row.run_at_ms,
+                    0,
+                    lane_name(row.queue, row.priority),
+                    row.expires_at_ms or 0,
+                    None,
+                )
+            )
+            if not offered and row.run_at_ms == row.created_at_ms:
+                kernel.depths.add(row.queue, 1)
+        for queue, count in counts.items():
+            kernel.metrics.submitted(queue, count)
+            kernel.added.add(queue, count, kernel.clock.monotonic_ms())
+        kernel.alarm.ring()
+
+    async def _flush(
+        self, requests: builtins.list[Submission]
+    ) -> builtins.list[builtins.list[Appended] | IdempotencyConflict]:
+        clock = self._kernel.clock
+        started_ms = clock.monotonic_ms()
+        answers = await self._kernel.store.append(requests, clock.now_ms())
+        rows = sum(len(request.jobs) for request in requests)
+        self._kernel.metrics.batch("append", rows, clock.monotonic_ms() - started_ms)
+        return answers
+
+
+class _Withheld:
+    """Keeps a job from being sent while its row is changed.
+
+    It leaves wheel, lanes and hold before the SQL is sent; a claim that lands meanwhile is given
+    back. Whatever the SQL then says, the row is read again, so an error loses nothing.
+    """
+
+    def __init__(self, kernel: Kernel, settler: Settler, job_id: str) -> None:
+        self._kernel = kernel
+        self._settler = settler
+        self._job_id = job_id
+
+    async def __aenter__(self) -> None:
+        kernel, job_id = self._kernel, self._job_id
+        kernel.cancels.add(job_id)
+        kernel.residents.evict(job_id)
+        lease = kernel.leases.get(job_id)
+        if lease is not None and not lease.sent_ms and lease.worker_id:
+            self._settler.release([lease])
+            if lease.settling is not None:
+                await lease.settling.wait()
+
+    async def __aexit__(self, *error: object) -> None:
+        self._kernel.cancels.discard(self._job_id)
+        self._kernel.rereads[self._job_id] = scheduled_at_of(self._job_id)

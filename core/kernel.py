@@ -1,0 +1,158 @@
+"""What the parts of one scheduler share: the four seams, and the state in memory.
+
+Every part gets the kernel and nothing else, so the wiring is in one place (`core.scheduler`). All
+state is touched by one event loop only; there are no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from .alarm import Alarm
+from .clock import Clock
+from .depths import Depths
+from .errors import NotFound
+from .lease import Lease, LeaseTable
+from .ports import Metrics, Store
+from .queue import Queue
+from .rates import Rates
+from .residents import Residents
+from .sessions import Sessions
+from .settings import Settings
+
+T = TypeVar("T")
+
+
+class QueueBook:
+    """The queues' settings as last read; the sweep reads them again every second."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._queues: dict[str, Queue] = {}
+
+    def get(self, name: str) -> Queue:
+        """Return the queue; one that nobody has used yet has the defaults."""
+        return self._queues.get(name) or Queue(name)
+
+    def known(self, name: str) -> Queue:
+        """Return the queue; raise `NotFound` if nobody has used it yet."""
+        queue = self._queues.get(name)
+        if queue is None:
+            raise NotFound(f"there is no queue {name!r}")
+        return queue
+
+    def all(self) -> list[Queue]:
+        """Return all queues by name."""
+        return sorted(self._queues.values(), key=lambda queue: queue.name)
+
+    def note(self, queue: Queue) -> None:
+        """Take over what the store answered."""
+        self._queues[queue.name] = queue
+
+    async def refresh(self) -> list[Queue]:
+        """Read all queues again."""
+        self._queues = {queue.name: queue for queue in await self._store.queues()}
+        return list(self._queues.values())
+
+    async def touch(self, name: str, priority: int) -> Queue:
+        """Make sure that the lane is known to the store before its first job is written."""
+        queue = self._queues.get(name)
+        if queue is None or not queue.priorities >> priority & 1:
+            queue = self._queues[name] = await self._store.touch_lane(name, priority)
+        return queue
+
+
+class Kernel:
+    """The shared parts of one scheduler. `boot_id` is random per start: its name in the store."""
+
+    def __init__(
+        self, store: Store, settings: Settings, clock: Clock, rng: random.Random, metrics: Metrics
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.clock = clock
+        self.rng = rng
+        self.metrics = metrics
+        self.boot_id = f"{rng.getrandbits(96):024x}"
+        self.leases = LeaseTable(clock.monotonic_ms())
+        self.residents = Residents(self.leases, clock.now_ms())
+        self.sessions = Sessions(settings.workers_max)
+        self.queues = QueueBook(store)
+        self.depths = Depths(self.residents, store)
+        self.added = Rates()
+        self.dispatched = Rates()
+        self.alarm = Alarm()
+        """Wakes the dispatcher."""
+        self.rereads: dict[str, int] = {}
+        """Jobs (id → scheduled_at_ms) whose row contradicted memory: the sweep reads them again."""
+        self.cancels: set[str] = set()
+        """Jobs being cancelled or moved right now: a claim that lands meanwhile is not sent."""
+        self.claiming: Counter[str] = Counter()
+        """Claims under way per queue."""
+        self.draining = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watchers: dict[str, set[asyncio.Future[None]]] = {}
+
+    def owns_time(self) -> bool:
+        """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
+        return True
+
+    def forget_lease(self, lease: Lease) -> None:
+        """Drop a lease from memory, wherever it is."""
+        self.leases.remove(lease)
+        session = self.sessions.find(lease.worker_id)
+        if session is not None and session.leases.get(lease.id) is lease:
+            del session.leases[lease.id]
+            if not lease.sent_ms:
+                session.reserved[lease.queue] -= 1
+                session.outbox.pop(lease.id, None)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine beside everything else; `finish` waits for it."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def spawn_for(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine whose caller awaits it, but may be gone before it ends."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def finish(self) -> None:
+        """Wait for all that was spawned."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def watch(self, job_id: str) -> asyncio.Future[None]:
+        """Return a future that is done when the job ends; cancel it when no longer wanted."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.setdefault(job_id, set()).add(future)
+        future.add_done_callback(lambda done: self._unwatch(job_id, done))
+        return future
+
+    def ended(self, job_id: str) -> None:
+        """Wake those who wait for the job's end."""
+        for future in list(self._watchers.get(job_id, ())):
+            if not future.done():
+                future.set_result(None)
+
+    def _unwatch(self, job_id: str, future: asyncio.Future[None]) -> None:
+        watchers = self._watchers.get(job_id)
+        if watchers is not None:
+            watchers.discard(future)
+            if not watchers:
+                del self._watchers[job_id]
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a part of the scheduler failed", "exception": error, "task": task}
+            )

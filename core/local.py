@@ -1,0 +1,290 @@
+"""In-process handlers: a worker inside the scheduler, by the same protocol as any other.
+
+It polls with its free slots, runs each job as a task (plain functions in threads), and reports in
+batches. Renewal is part of the loop: when the loop is blocked, so is the scheduler that would reap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .batch import GroupCommit
+from .errors import TickwheelError, Unavailable, UnknownWorker
+from .job import JobSpec
+from .kernel import Kernel
+from .lease import Lease
+from .protocol import Outcome, Report, ReportItem, RunningItem, Status
+from .sessions import WorkerSession
+from .workers import Workers
+
+_WAIT_MS = 25_000
+_RETRY_MS = 200
+_REPORT_MAX = 1_000
+ERROR_TEXT_MAX = 16 * 1024
+
+
+class Fatal(Exception):
+    """Raise it in a handler to fail for good: no retry, whatever budget is left."""
+
+
+class Retry(Exception):
+    """Raise it in a handler to fail and be tried again after `after_seconds`."""
+
+    def __init__(self, after_seconds: float) -> None:
+        super().__init__(f"retry after {after_seconds:g} s")
+        self.after_seconds = after_seconds
+
+
+class Context:
+    """What a handler may know of its attempt. `fencing_token` guards its own writes."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self.job_id = lease.id
+        self.task = lease.task
+        self.queue = lease.queue
+        self.attempt = lease.attempt
+        self.max_attempts = lease.max_attempts
+        self.run_at_ms = lease.run_at_ms
+        self.fencing_token = lease.fencing_token
+        self.headers = dict(lease.headers)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this job to stop; for handlers in threads, which must look."""
+        return self._lease.cancel_requested
+
+    def progress(self, value: Any) -> None:
+        """Say how far it is: any JSON value, shown with the job while it runs."""
+        self._lease.progress = json.dumps(value).encode()
+
+
+@dataclass(slots=True)
+class Handler:
+    """The code of a task, and the defaults of its submissions."""
+
+    function: Callable[..., Any]
+    wants_context: bool
+    defaults: dict[str, Any]
+
+    @property
+    def queue(self) -> str:
+        """The queue that the task's jobs go to unless a submission says otherwise."""
+        return str(self.defaults.get("queue", "default"))
+
+
+def handler_of(function: Callable[..., Any], defaults: dict[str, Any]) -> Handler:
+    """Return the handler; it gets a `Context` if its first parameter is named `ctx`."""
+    parameters = list(inspect.signature(function).parameters)
+    return Handler(function, bool(parameters) and parameters[0] == "ctx", defaults)
+
+
+class LocalWorker:
+    """Runs registered handlers in this process."""
+
+    def __init__(self, kernel: Kernel, workers: Workers) -> None:
+        self._kernel = kernel
+        self._workers = workers
+        self.handlers: dict[str, Handler] = {}
+        self._queues: set[str] = set()
+        self._session: WorkerSession | None = None
+        self._busy: Counter[str] = Counter()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._freed = asyncio.Event()
+        self._parts: list[asyncio.Task[None]] = []
+        self._polling: asyncio.Task[Any] | None = None
+        self._reports: GroupCommit[ReportItem, Status] = GroupCommit(
+            self._report, lambda _: 1, batch_max=_REPORT_MAX, in_flight_max=1
+        )
+
+    def serve_queue(self, queue: str) -> None:
+        """Poll this queue, too."""
+        if queue not in self._queues:
+            self._queues.add(queue)
+            if self._session is not None:
+                self._session.queues[queue] = self._kernel.settings.local_slots
+            if self._polling is not None:
+                self._polling.cancel()
+
+    async def start(self) -> None:
+        """Start to poll, if there is any handler."""
+        for handler in self.handlers.values():
+            self.serve_queue(handler.queue)
+        if self.handlers:
+            loop = asyncio.get_running_loop()
+            self._parts = [loop.create_task(self._poll()), loop.create_task(self._renew())]
+
+    async def stop(self, drain_ms: int) -> None:
+        """Stop polling; let handlers finish for `drain_ms`, then cancel and release the rest."""
+        for part in self._parts:
+            part.cancel()
+        await asyncio.gather(*self._parts, return_exceptions=True)
+        self._parts = []
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=drain_ms / 1000)
+        for task in list(self._running.values()):
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        if self._session is not None:
+            session, self._session = self._session, None
+            try:
+                await self._workers.leave(session.worker_id)
+            except UnknownWorker:
+                return
+
+    async def _poll(self) -> None:
+        slots = self._kernel.settings.local_slots
+        seq = 0
+        while True:
+            session = await self._registered()
+            free = {queue: slots - self._busy[queue] for queue in self._queues}
+            if not any(count > 0 for count in free.values()):
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            seq += 1
+            self._polling = asyncio.get_running_loop().create_task(
+                self._workers.poll(session.worker_id, seq, free, _WAIT_MS)
+            )
+            try:
+                await asyncio.wait([self._polling])
+                if self._polling.cancelled():
+                    continue  # there is a new queue to ask for
+                answer = self._polling.result()
+            except UnknownWorker:
+                self._session = None
+                continue
+            finally:
+                self._polling.cancel()
+                self._polling = None
+            for lease in answer.leases:
+                self._busy[lease.queue] += 1
+                task = asyncio.get_running_loop().create_task(self._run(lease))
+                self._running[lease.id] = task
+            self._stop_jobs(answer.cancel)
+
+    async def _registered(self) -> WorkerSession:
+        if self._session is None:
+            slots = dict.fromkeys(self._queues, self._kernel.settings.local_slots)
+            self._session = await self._workers.register("in-process", slots, list(self.handlers))
+        return self._session
+
+    async def _run(self, lease: Lease) -> None:
+        try:
+            outcome = await self._outcome(lease)
+            await self._reported(ReportItem(lease.id, lease.fencing_token, outcome))
+        finally:
+            self._running.pop(lease.id, None)
+            self._busy[lease.queue] -= 1
+            self._freed.set()
+
+    async def _outcome(self, lease: Lease) -> Outcome:
+        handler = self.handlers.get(lease.task)
+        if handler is None:
+            return _failure("UnknownTask", f"no handler for {lease.task!r}", "")
+        arguments = json.loads(lease.args)
+        positional = (Context(lease),) if handler.wants_context else ()
+        try:
+            async with asyncio.timeout(lease.timeout_ms / 1000):
+                if inspect.iscoroutinefunction(handler.function):
+                    result = await handler.function(*positional, **arguments)
+                else:
+                    result = await asyncio.to_thread(handler.function, *positional, **arguments)
+            return Outcome("succeeded", result=json.dumps(result).encode())
+        except asyncio.CancelledError:
+            return Outcome("released")
+        except Retry as error:
+            outcome = _failure("Retry", str(error), "")
+            outcome.retry_after_ms = round(error.after_seconds * 1000)
+            return outcome
+        except Exception as error:  # noqa: BLE001 (whatever a handler raises is its job's error)
+            outcome = _failure(
+                type(error).__name__, str(error), "".join(traceback.format_exception(error))
+            )
+            outcome.retryable = not isinstance(error, Fatal)
+            return outcome
+
+    async def _reported(self, item: ReportItem) -> None:
+        """Report until it is written: the lease is renewed meanwhile."""
+        while True:
+            try:
+                await self._reports.submit(item)
+            except Unavailable as error:
+                await asyncio.sleep(error.retry_after_seconds)
+            except UnknownWorker:
+                return
+            else:
+                return
+
+    async def _report(self, items: Sequence[ReportItem]) -> list[Status]:
+        if self._session is None:
+            raise UnknownWorker("no session")
+        answer = await self._workers.report(self._session.worker_id, Report(ended=list(items)))
+        self._stop_jobs(answer.cancel)
+        return [status for _, status in answer.results]
+
+    async def _renew(self) -> None:
+        """Renew everything that runs, three times per shortest lease."""
+        while True:
+            leases = [
+                lease
+                for job_id in self._running
+                if (lease := self._kernel.leases.get(job_id)) is not None
+            ]
+            shortest_ms = min((lease.lease_ms for lease in leases), default=3_000)
+            await asyncio.sleep(shortest_ms / 3000)
+            if self._session is None:
+                continue
+            running = [RunningItem(lease.id, lease.fencing_token) for lease in leases]
+            try:
+                await self._workers.report(self._session.worker_id, Report(running=running))
+            except TickwheelError:
+                await asyncio.sleep(_RETRY_MS / 1000)
+
+    def _stop_jobs(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            task = self._running.get(job_id)
+            if task is not None:
+                task.cancel()
+
+
+def _failure(kind: str, message: str, trace: str) -> Outcome:
+    document = {
+        "type": kind,
+        "message": message[:ERROR_TEXT_MAX],
+        "traceback": trace[-ERROR_TEXT_MAX:],
+    }
+    return Outcome("failed", error=json.dumps(document).encode(), error_type=kind)
+
+
+def spec_of(task: str, args: dict[str, Any] | None, settings: dict[str, Any]) -> JobSpec:
+    """Return the submission that the embedding API's keywords describe.
+
+    `settings`: `delay` (seconds), `run_at` (aware datetime), and the fields of `JobSpec`.
+    Raises TypeError for an unknown keyword, ValueError for a naive datetime.
+    """
+    settings = dict(settings)
+    delay = settings.pop("delay", None)
+    run_at = settings.pop("run_at", None)
+    if run_at is not None:
+        settings["run_at_ms"] = ms_of(run_at)
+    if delay is not None:
+        settings["delay_ms"] = round(delay * 1000)
+    body = json.dumps(args or {}).encode()
+    return JobSpec(task, body, **settings)
+
+
+def ms_of(instant: datetime) -> int:
+    """Return an aware datetime as epoch ms, rounded up; raise ValueError for a naive one."""
+    if instant.tzinfo is None:
+        raise ValueError("an instant needs a time zone")
+    since = instant - datetime.fromtimestamp(0, UTC)
+    return -(-since // timedelta(milliseconds=1))

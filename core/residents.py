@@ -1,0 +1,243 @@
+"""Residents: the waiting jobs that are in memory, and up to where that is all of them.
+
+A lane's *cursor* is a place (run_at, id) in its order: every waiting job of the owned shards at
+or below it is in memory. Loads move it forward, page by page; when memory is full it is moved
+back and what lies beyond is dropped. Above the cursor Postgres alone knows. So memory is bounded
+whatever waits, and a lane whose workers are behind simply has its cursor behind the clock.
+
+A job that was just written compares itself with the cursor *after* its commit, and a load moves
+the cursor *before* it is sent; so each job is in the load's snapshot, or admitted directly, or
+above the cursor. `admit` drops what comes twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from .ids import shard_of
+from .job import CURSOR_START, Cursor, Waiting
+from .lease import LeaseTable
+from .ready import ReadyLanes
+from .shard import Shard
+from .wheel import TimingWheel
+
+ID_LAST = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_SAMPLE = 2_000
+
+
+class LaneCursor:
+    """Where a lane is loaded up to, how many of its jobs are in memory, and when it was loaded."""
+
+    __slots__ = ("cursor", "loaded_ms", "loading", "name", "resident")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cursor: Cursor = CURSOR_START
+        self.resident = 0
+        self.loading = False
+        self.loaded_ms = -(1 << 60)
+
+
+class Residents:
+    """The waiting jobs of the owned shards, from admission to the start of their claim."""
+
+    def __init__(self, leases: LeaseTable, now_ms: int) -> None:
+        self.shards: dict[int, Shard] = {}
+        self.lanes: dict[str, LaneCursor] = {}
+        self.ready = ReadyLanes(self.is_current)
+        self.claiming: dict[str, Waiting] = {}
+        self.parked: dict[str, Waiting] = {}
+        """Fired occurrences of schedules, while their overlap policy is asked."""
+        self.total = 0
+        self._leases = leases
+        self._due: dict[int, int] = {}
+        self._expiries: TimingWheel[str] = TimingWheel(now_ms)
+        self._overdue: list[str] = []
+
+    def own(self, number: int, epoch: int, now_ms: int) -> None:
+        """Start to own a shard, empty; all lanes must be loaded again from the start."""
+        self.shards[number] = Shard(number, epoch, now_ms)
+        for lane in self.lanes.values():
+            lane.cursor = CURSOR_START
+
+    def disown(self, number: int) -> None:
+        """Forget a shard with all that waits in it."""
+        shard = self.shards[number]
+        for job_id in list(shard.waiting):
+            self.evict(job_id)
+        del self.shards[number]
+        self._due.pop(number, None)
+
+    def lane(self, name: str) -> LaneCursor:
+        """Return the lane's cursor, at the start if the lane is new."""
+        lane = self.lanes.get(name)
+        if lane is None:
+            lane = self.lanes[name] = LaneCursor(name)
+        return lane
+
+    def offer(self, job: Waiting) -> bool:
+        """Admit a job that has just been written, if it lies below its lane's cursor."""
+        cursor = self.lane(job[4]).cursor
+        return (job[2], job[0]) <= cursor and self.admit(job)
+
+    def admit(self, job: Waiting) -> bool:
+        """Keep a waiting job, wherever it was seen; True if that is news.
+
+        Idempotent. A job whose claim is under way or that is leased under the same or a newer
+        token is left alone: its row has gone on since this view of it was taken.
+        """
+        job_id = job[0]
+        number = shard_of(job_id)
+        shard = self.shards.get(number)
+        if shard is None or job_id in self.claiming or not shard.supersedes(job):
+            return False
+        lease = self._leases.get(job_id)
+        if lease is not None:
+            return False
+        self.evict(job_id)
+        self.lane(job[4]).resident += 1
+        self.total += 1
+        if job[5] and not self._expiries.insert(job_id, job[5]):
+            self._overdue.append(job_id)
+        if shard.admit(job):
+            self._fired(job)
+        elif job[2] < self._due.get(number, job[2] + 1):
+            self._due[number] = shard.next_due_ms() or job[2]
+        return True
+
+    def evict(self, job_id: str) -> Waiting | None:
+        """Forget a waiting job; return it, None if it is not here."""
+        shard = self.shards.get(shard_of(job_id))
+        evicted = shard.evict(job_id) if shard is not None else None
+        if evicted is None:
+            return None
+        job, fired = evicted
+        self.lanes[job[4]].resident -= 1
+        self.total -= 1
+        if job[5]:
+            self._expiries.cancel(job_id, job[5])
+        if self.parked.pop(job_id, None) is None and fired:
+            self.ready.struck(job[4])
+        return job
+
+    def is_current(self, job: Waiting) -> bool:
+        """Tell whether this very view of the job is the one that memory keeps."""
+        shard = self.shards.get(shard_of(job[0]))
+        return shard is not None and shard.waiting.get(job[0]) is job
+
+    def holds(self, job_id: str) -> bool:
+        """Tell whether the job waits here or is being claimed."""
+        shard = self.shards.get(shard_of(job_id))
+        return job_id in self.claiming or (shard is not None and job_id in shard.waiting)
+
+    def fire(self, now_ms: int, slice_max: int) -> bool:
+        """Move what is due by `now_ms` to the ready lanes; True if more than a slice remains."""
+        fired = 0
+        for number, due_ms in list(self._due.items()):
+            if due_ms > now_ms:
+                continue
+            if fired >= slice_max:
+                return True
+            shard = self.shards[number]
+            for job in shard.fire(now_ms):
+                self._fired(job)
+                fired += 1
+            next_ms = shard.next_due_ms()
+            if next_ms is None:
+                del self._due[number]
+            else:
+                self._due[number] = next_ms
+        return False
+
+    def next_due_ms(self) -> int | None:
+        """Return when `fire` is next worth a call."""
+        return min(self._due.values(), default=None)
+
+    def expired(self, now_ms: int) -> list[Waiting]:
+        """Take the jobs whose start deadline has passed; they wait no more."""
+        ids = [*self._overdue, *self._expiries.advance(now_ms)]
+        self._overdue = []
+        return [job for job_id in ids if (job := self.evict(job_id)) is not None]
+
+    def next_expiry_ms(self) -> int | None:
+        """Return when `expired` is next worth a call."""
+        return self._expiries.now if self._overdue else self._expiries.next_expiration()
+
+    def rewind(self, now_ms: int) -> None:
+        """Start all wheels again at an earlier time, after the clock was set back."""
+        self.ready = ReadyLanes(self.is_current)
+        self.parked.clear()
+        self._due.clear()
+        self._expiries = TimingWheel(now_ms)
+        for shard in self.shards.values():
+            for job in shard.rewind(now_ms):
+                self._fired(job)
+            for job in shard.waiting.values():
+                if job[5]:
+                    self._expiries.insert(job[0], max(job[5], now_ms + 1))
+            next_ms = shard.next_due_ms()
+            if next_ms is not None:
+                self._due[shard.number] = next_ms
+
+    def take(self, queue: str, count: int) -> list[Waiting]:
+        """Take ready jobs for a claim: from here on they wait no more, until `unclaim`."""
+        jobs = self.ready.take(queue, count)
+        for job in jobs:
+            job_id = job[0]
+            del self.shards[shard_of(job_id)].waiting[job_id]
+            self.lanes[job[4]].resident -= 1
+            self.claiming[job_id] = job
+            if job[5]:
+                self._expiries.cancel(job_id, job[5])
+        self.total -= len(jobs)
+        return jobs
+
+    def unpark(self, job: Waiting) -> bool:
+        """Let a parked job go on to its ready lane; False if it has gone since."""
+        if self.parked.get(job[0]) is not job or not self.is_current(job):
+            return False
+        del self.parked[job[0]]
+        self.ready.push(job)
+        return True
+
+    def cut(self, lane: LaneCursor, keep: int) -> None:
+        """Move the lane's cursor back so that about `keep` of its jobs stay below it.
+
+        The place is estimated from every n-th job, so the cost is a walk without a sort. Call
+        `drop_beyond` for each shard afterwards: what is above a cursor may stay a while.
+        """
+        step = max(1, lane.resident // _SAMPLE)
+        sample = sorted(
+            (job[2], job[0])
+            for shard in self.shards.values()
+            for job in islice(shard.waiting.values(), 0, None, step)
+            if job[4] == lane.name
+        )
+        place = keep * len(sample) // max(1, lane.resident)
+        if place < len(sample):
+            lane.cursor = min(lane.cursor, sample[place])
+
+    def drop_beyond(self, lane: LaneCursor, number: int) -> None:
+        """Drop the shard's jobs above the lane's cursor."""
+        shard = self.shards.get(number)
+        if shard is None:
+            return
+        cursor = lane.cursor
+        beyond = [
+            job[0]
+            for job in shard.waiting.values()
+            if job[4] == lane.name and (job[2], job[0]) > cursor
+        ]
+        for job_id in beyond:
+            self.evict(job_id)
+
+    def admit_all(self, jobs: Iterable[Waiting]) -> int:
+        """Admit each; return how many were news."""
+        return sum(map(self.admit, jobs))
+
+    def _fired(self, job: Waiting) -> None:
+        if job[6] is None:
+            self.ready.push(job)
+        else:
+            self.parked[job[0]] = job

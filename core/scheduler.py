@@ -1,0 +1,239 @@
+"""The scheduler: an asyncio shell around the synchronous core, and the embedding API.
+
+    jobs.submit ─ group commit ─► store ══COMMIT══► residents ─► wheel ─► ready lanes
+    loader, sweeper, ticker ─────► store ───────────► residents      (cache of what is near)
+    workers.poll ─ dispatcher: match, claim ══COMMIT══► hold ─► answer
+    workers.report ─ settler: token check ─ group commit ══COMMIT══► answer, retry ─► residents
+
+This module wires the parts, starts and stops them in order, and says whether they make progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+from .clock import Clock, SystemClock
+from .dead_letters import DeadLetters
+from .dispatcher import Dispatcher
+from .errors import Unavailable
+from .gate import Gate
+from .job import Appended
+from .jobs import Jobs
+from .kernel import Kernel
+from .lease import Lease
+from .loader import Loader
+from .local import LocalWorker, handler_of, ms_of, spec_of
+from .ownership import Ownership
+from .ports import Metrics, NoMetrics, Store
+from .queues import Queues
+from .schedule import JobTemplate, Schedule, ScheduleSpec
+from .schedules import Schedules
+from .settings import Settings
+from .settler import Settler
+from .sweeper import Sweeper
+from .ticker import Ticker
+from .workers import Workers
+
+_MAINTAIN_MS = 60_000
+_RETRY_MS = 1_000
+_PROGRESS_MS = 10_000
+
+
+class Scheduler:
+    """One scheduler on one store, for one event loop.
+
+    `clock`, `rng` and `metrics` default to the system's clock, a seed from the system, and
+    nothing. Use it as an async context manager, or `start` and `stop` it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.store = store
+        self.settings = settings or Settings()
+        self.clock = clock or SystemClock()
+        self._rng = rng or random.Random(random.SystemRandom().getrandbits(128))
+        self._metrics = metrics or NoMetrics()
+        self._parts: list[asyncio.Task[None]] = []
+        self._wire()
+
+    def _wire(self) -> None:
+        kernel = Kernel(self.store, self.settings, self.clock, self._rng, self._metrics)
+        self._kernel = kernel
+        self.boot_id = kernel.boot_id
+        self._settler = Settler(kernel, self._job_ended)
+        self._dispatcher = Dispatcher(kernel, self._settler)
+        self._loader = Loader(kernel)
+        self._sweeper = Sweeper(kernel, self._loader)
+        self._ownership = Ownership(kernel, self._loader, self._sweeper)
+        self._ticker = Ticker(kernel)
+        self.jobs = Jobs(kernel, self._settler, self._dispatcher)
+        self.schedules = Schedules(kernel, self._ticker)
+        self.queues = Queues(kernel, self._dispatcher)
+        self.dead_letters = DeadLetters(kernel)
+        self.workers = Workers(kernel, self._dispatcher, self._settler)
+        self._local = LocalWorker(kernel, self.workers)
+        self._gate = Gate(kernel, self._ticker, self._dispatcher.parked, self.jobs.cancel)
+
+    async def start(self) -> None:
+        """Open the store, take shards, and start to fire. Raises `Unavailable`."""
+        await self.store.open()
+        await self.jobs.start()
+        await self._ticker.start()
+        await self.schedules.start()
+        await self._sweeper.read_lanes()
+        await self._ownership.keep()
+        self._sweeper.progress_ms = self.clock.monotonic_ms()
+        loop = asyncio.get_running_loop()
+        self._parts = [
+            loop.create_task(part, name=name)
+            for name, part in (
+                ("dispatcher", self._dispatcher.run()),
+                ("loader", self._loader.run()),
+                ("sweeper", self._sweeper.run()),
+                ("recovery", self._sweeper.run_recovery()),
+                ("ownership", self._ownership.run()),
+                ("ticker", self._ticker.run()),
+                ("gate", self._gate.run()),
+                ("upkeep", self._maintain()),
+            )
+        ]
+        await self._local.start()
+
+    async def stop(self) -> None:
+        """Drain and stop: claim nothing more, give back what was not sent, write what has ended.
+
+        Running attempts of remote workers go on; their reports are taken until the very end, and
+        by the next scheduler after that.
+        """
+        self._kernel.draining = True
+        await self._local.stop(self.settings.drain_ms)
+        for session in self._kernel.sessions.all():
+            if session.poll is not None:
+                self._dispatcher.mark_deliverable(session)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_ms / 1000):
+                await self._dispatcher.claims_done()
+                self._dispatcher.release_held()
+                await self._kernel.finish()
+                await self.jobs.commit.drain()
+                await self._settler.commit.drain()
+        for part in self._parts:
+            part.cancel()
+        await asyncio.gather(*self._parts, return_exceptions=True)
+        self._parts = []
+        for session in self._kernel.sessions.all():
+            self._kernel.sessions.remove(session)
+        with suppress(Unavailable):
+            await self._ownership.release()
+        await self.store.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def task(
+        self, name: str, **defaults: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register an in-process handler; `defaults` are the keywords of `submit`."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            self._local.handlers[name] = handler_of(function, defaults)
+            return function
+
+        return register
+
+    async def submit(
+        self, task: str, args: dict[str, Any] | None = None, **settings: Any
+    ) -> Appended:
+        """Submit one job; return once it is durable.
+
+        Keywords: `delay` (seconds), `run_at` (an aware datetime), `queue`, `priority`,
+        `max_attempts`, `idempotency_key`, `tags`, `options` (`JobOptions`). Raises as
+        `jobs.submit` does.
+        """
+        handler = self._local.handlers.get(task)
+        if handler is not None:
+            settings = {**handler.defaults, **settings}
+            self._local.serve_queue(settings.get("queue", "default"))
+        [appended] = await self.jobs.submit([spec_of(task, args, settings)])
+        return appended
+
+    async def schedule(
+        self,
+        schedule_id: str,
+        *,
+        task: str,
+        args: dict[str, Any] | None = None,
+        cron: str | Sequence[str] = (),
+        interval: float | None = None,
+        at: Sequence[datetime] = (),
+        queue: str | None = None,
+        **spec: Any,
+    ) -> Schedule:
+        """Define a schedule: `cron`, `interval` (seconds) or `at`; else as `ScheduleSpec`."""
+        handler = self._local.handlers.get(task)
+        if queue is None:
+            queue = handler.queue if handler is not None else "default"
+        template = JobTemplate(task, json.dumps(args or {}).encode(), queue)
+        definition = ScheduleSpec(
+            template=template,
+            cron=(cron,) if isinstance(cron, str) else tuple(cron),
+            interval_ms=None if interval is None else round(interval * 1000),
+            at=tuple(ms_of(instant) for instant in at),
+            **spec,
+        )
+        schedule, _ = await self.schedules.put(schedule_id, definition)
+        return schedule
+
+    def not_ready(self) -> str | None:
+        """Return why this scheduler makes no progress, in a line; None if it does."""
+        kernel = self._kernel
+        if kernel.draining:
+            return "shutting down"
+        stopped = [part.get_name() for part in self._parts if part.done()]
+        if stopped or not self._parts:
+            return f"not running: {', '.join(stopped) or 'not started'}"
+        if self._ownership.skew_ms:
+            return f"this clock and the store's are {abs(self._ownership.skew_ms)} ms apart"
+        silent_ms = self.clock.monotonic_ms() - self._sweeper.progress_ms
+        if silent_ms > _PROGRESS_MS or not kernel.owns_time():
+            return "the store does not answer"
+        if not kernel.residents.shards:
+            return "standing by: another scheduler owns all shards"
+        if not self._loader.loaded():
+            return "loading"
+        return None
+
+    async def _maintain(self) -> None:
+        while True:
+            try:
+                if self._kernel.residents.shards:
+                    await self.store.maintain(self.clock.now_ms())
+                await asyncio.sleep(_MAINTAIN_MS / 1000)
+            except Unavailable:
+                await asyncio.sleep(_RETRY_MS / 1000)
+
+    def _job_ended(self, lease: Lease) -> None:
+        self._gate.ended(lease)

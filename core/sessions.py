@@ -1,0 +1,183 @@
+"""Worker sessions: who may run what, how much of it now, and what they hold.
+
+A session is one boot of one worker, under a random id. It declares slots per queue when it
+registers and the free ones with every poll; only a poll that waits now is given jobs. A claimed
+job is *held* until its time, then sent with the next answer; what is held or being claimed counts
+against the slots of the poll. One poll is in flight per session; repeating its `seq` repeats the
+answer, so that a lost reply loses no lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from .errors import InvalidRequest, UnknownWorker
+from .lease import Lease
+from .protocol import PollAnswer
+
+
+class Poll:
+    """A poll that waits for its answer."""
+
+    __slots__ = ("answer", "seq", "slots")
+
+    def __init__(self, seq: int, slots: dict[str, int]) -> None:
+        self.seq = seq
+        self.slots = slots
+        self.answer: asyncio.Future[PollAnswer] = asyncio.get_running_loop().create_future()
+
+
+class WorkerSession:
+    """One worker. `queues` are the slots it declared; `last_seen_ms` is monotonic."""
+
+    __slots__ = (
+        "answered",
+        "answered_seq",
+        "cancels",
+        "last_seen_ms",
+        "leases",
+        "name",
+        "outbox",
+        "poll",
+        "principal",
+        "queues",
+        "registered_at_ms",
+        "reserved",
+        "tasks",
+        "worker_id",
+    )
+
+    def __init__(
+        self,
+        worker_id: str,
+        name: str,
+        principal: str,
+        queues: dict[str, int],
+        tasks: tuple[str, ...],
+        now_ms: int,
+        now_monotonic_ms: int,
+    ) -> None:
+        self.worker_id = worker_id
+        self.name = name
+        self.principal = principal
+        self.queues = queues
+        self.tasks = tasks
+        self.registered_at_ms = now_ms
+        self.last_seen_ms = now_monotonic_ms
+        self.poll: Poll | None = None
+        self.answered_seq = -1
+        self.answered = PollAnswer()
+        self.cancels: list[str] = []
+        self.leases: dict[str, Lease] = {}
+        """Everything that was claimed for it and not yet settled: held, in the outbox, or sent."""
+        self.outbox: dict[str, Lease] = {}
+        """Held leases whose time has come, in order."""
+        self.reserved: Counter[str] = Counter()
+        """Per queue: claims under way, and leases not yet sent."""
+
+    @property
+    def held(self) -> int:
+        """Leases and claims that were not yet sent."""
+        return self.reserved.total()
+
+    @property
+    def running(self) -> int:
+        """Leases that were sent and not yet settled."""
+        return sum(1 for lease in self.leases.values() if lease.sent_ms)
+
+    def free(self, queue: str) -> int:
+        """Return how many more jobs of the queue the waiting poll has room for."""
+        if self.poll is None:
+            return 0
+        return self.poll.slots.get(queue, 0) - self.reserved[queue]
+
+    def next_batch(self, now_ms: int, jobs_max: int, bytes_max: int) -> list[Lease]:
+        """Take from the outbox what is due and the waiting poll has slots for, within the limits.
+
+        What is in the outbox is due, but for a clock that was set back since.
+        """
+        assert self.poll is not None
+        batch: list[Lease] = []
+        room = dict(self.poll.slots)
+        size = 0
+        for lease in self.outbox.values():
+            size += len(lease.args)
+            if len(batch) >= jobs_max or (batch and size > bytes_max):
+                break
+            if lease.run_at_ms <= now_ms and room.get(lease.queue, 0) > 0:
+                room[lease.queue] -= 1
+                batch.append(lease)
+        for lease in batch:
+            del self.outbox[lease.id]
+        return batch
+
+    def answer(self, answer: PollAnswer) -> None:
+        """Answer the waiting poll."""
+        poll = self.poll
+        assert poll is not None
+        self.poll = None
+        self.answered_seq = poll.seq
+        self.answered = answer
+        if not poll.answer.done():
+            poll.answer.set_result(answer)
+
+    def repeat(self) -> PollAnswer:
+        """Return the last answer again, without the leases that are no longer current."""
+        current = [lease for lease in self.answered.leases if self.leases.get(lease.id) is lease]
+        return PollAnswer(current, self.answered.cancel)
+
+
+class Sessions:
+    """All sessions of a process, and which of them wait for jobs of a queue."""
+
+    def __init__(self, sessions_max: int) -> None:
+        self._sessions: dict[str, WorkerSession] = {}
+        self._sessions_max = sessions_max
+        self.waiting: dict[str, dict[str, WorkerSession]] = {}
+        """Queue → sessions with a poll that has slots for it, longest waiting first."""
+
+    def add(self, session: WorkerSession) -> None:
+        """Keep a new session; raise `InvalidRequest` when there are too many."""
+        if len(self._sessions) >= self._sessions_max:
+            raise InvalidRequest("too many workers", code="too_many_workers")
+        self._sessions[session.worker_id] = session
+
+    def get(self, worker_id: str, principal: str) -> WorkerSession:
+        """Return the session; raise `UnknownWorker` if it is gone or another principal's."""
+        session = self._sessions.get(worker_id)
+        if session is None or session.principal != principal:
+            raise UnknownWorker("no such worker: register again")
+        return session
+
+    def find(self, worker_id: str) -> WorkerSession | None:
+        """Return the session or None."""
+        return self._sessions.get(worker_id)
+
+    def all(self) -> list[WorkerSession]:
+        """Return every session."""
+        return list(self._sessions.values())
+
+    def remove(self, session: WorkerSession) -> None:
+        """Forget a session; its poll, if one waits, gets an empty answer."""
+        if session.poll is not None:
+            self.stop_waiting(session)
+            session.answer(PollAnswer())
+        self._sessions.pop(session.worker_id, None)
+
+    def start_waiting(self, session: WorkerSession, poll: Poll) -> None:
+        """Note that the session's poll waits."""
+        session.poll = poll
+        for queue, slots in poll.slots.items():
+            if slots > 0:
+                self.waiting.setdefault(queue, {})[session.worker_id] = session
+
+    def stop_waiting(self, session: WorkerSession) -> None:
+        """Note that the session's poll is about to be answered."""
+        assert session.poll is not None
+        for queue in session.poll.slots:
+            waiting = self.waiting.get(queue)
+            if waiting is not None:
+                waiting.pop(session.worker_id, None)
+                if not waiting:
+                    del self.waiting[queue]

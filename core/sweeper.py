@@ -1,0 +1,196 @@
+"""The sweep: memory is a cache of SQL, and this is what keeps it honest.
+
+Once a second it reads again, below each lane's cursor, what fell due since the last time, with an
+overlap as long as a transaction may take; every ten minutes, and at the start, all that is overdue.
+So a job that wheel, load or hint missed is found within a bound. It also reads again, by id, the
+rows that contradicted memory, and adopts running rows whose lease nobody holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from .errors import Unavailable
+from .ids import shard_of
+from .job import CURSOR_START, Cursor, Ending, Job, Running, State
+from .kernel import Kernel
+from .lease import adopt
+from .loader import Loader
+from .residents import ID_LAST
+
+_PAGES_MAX = 10
+_REREADS_MAX = 1_000
+_COUNT_MS = 10_000
+
+
+class Sweeper:
+    """Finds what memory does not know."""
+
+    def __init__(self, kernel: Kernel, loader: Loader) -> None:
+        self._kernel = kernel
+        self._loader = loader
+        self._swept: dict[str, Cursor] = {}
+        self._full_at_ms = 0
+        self._count_at_ms = 0
+        self.recover = asyncio.Event()
+        """Set when running rows are to be adopted: after a start or a take-over."""
+        self.progress_ms = 0
+        """When the last pass succeeded, monotonic."""
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        settings = self._kernel.settings
+        while True:
+            with suppress(Unavailable):  # not_ready() tells; the next pass covers this one's range
+                await self.pass_once()
+                self.progress_ms = self._kernel.clock.monotonic_ms()
+            await asyncio.sleep(settings.sweep_ms / 1000)
+
+    async def pass_once(self) -> None:
+        """Read the queues, the doubtful rows and what fell due; raise `Unavailable`."""
+        kernel = self._kernel
+        await self.read_lanes()
+        await self._reread()
+        monotonic_ms = kernel.clock.monotonic_ms()
+        if monotonic_ms >= self._full_at_ms:
+            self._full_at_ms = monotonic_ms + kernel.settings.full_sweep_ms
+            self._swept.clear()
+            self.recover.set()
+        for name in list(kernel.residents.lanes):
+            await self._sweep(name)
+        if monotonic_ms >= self._count_at_ms:
+            self._count_at_ms = monotonic_ms + _COUNT_MS
+            await kernel.depths.recount(kernel.clock.now_ms())
+
+    async def read_lanes(self) -> None:
+        """Learn of queues, their settings and their lanes from the store."""
+        known = len(self._kernel.residents.lanes)
+        for queue in await self._kernel.queues.refresh():
+            for priority in queue.lanes():
+                self._kernel.residents.lane(f"{priority}/{queue.name}")
+        if len(self._kernel.residents.lanes) > known:
+            self._loader.ring()
+
+    async def run_recovery(self) -> None:
+        """Adopt running rows that no lease in memory holds, whenever `recover` is set."""
+        while True:
+            await self.recover.wait()
+            self.recover.clear()
+            try:
+                for name in list(self._kernel.residents.lanes):
+                    await self._recover(name)
+            except Unavailable:
+                self.recover.set()
+                await asyncio.sleep(self._kernel.settings.sweep_ms / 1000)
+
+    async def _sweep(self, name: str) -> None:
+        kernel = self._kernel
+        lane = kernel.residents.lane(name)
+        now_ms = kernel.clock.now_ms()
+        until_ms = min(now_ms, lane.cursor[0])
+        after = self._swept.get(name, CURSOR_START)
+        shards = sorted(kernel.residents.shards)
+        for _ in range(_PAGES_MAX if shards else 0):
+            started_ms = kernel.clock.monotonic_ms()
+            page = kernel.settings.load_page
+            rows = await kernel.store.load(name, shards, after, until_ms, page)
+            kernel.metrics.batch("sweep", len(rows), kernel.clock.monotonic_ms() - started_ms)
+            cursor = lane.cursor
+            news = kernel.residents.admit_all(job for job in rows if (job[2], job[0]) <= cursor)
+            if news:
+                kernel.metrics.found_by_sweep(news)
+                kernel.alarm.ring()
+            if len(rows) < page:
+                after = (until_ms - kernel.settings.sweep_overlap_ms, ID_LAST)
+                break
+            after = (rows[-1][2], rows[-1][0])
+        self._swept[name] = after
+
+    async def _recover(self, name: str) -> None:
+        kernel = self._kernel
+        after: Cursor | None = CURSOR_START
+        until_ms = kernel.clock.now_ms() + kernel.settings.claim_ahead_ms
+        while after is not None:
+            rows, after = await kernel.store.running(
+                name,
+                sorted(kernel.residents.shards),
+                after,
+                until_ms,
+                kernel.settings.load_page,
+            )
+            for row in rows:
+                self._adopt(row)
+            await asyncio.sleep(0)
+
+    def _adopt(self, row: Running) -> None:
+        kernel = self._kernel
+        if (
+            kernel.leases.get(row.id) is not None
+            or row.id in kernel.residents.claiming
+            or shard_of(row.id) not in kernel.residents.shards
+        ):
+            return
+        kernel.residents.evict(row.id)
+        monotonic_ms = kernel.clock.monotonic_ms()
+        lease = adopt(row, kernel.queues.get(row.lane[2:]), kernel.settings, monotonic_ms)
+        kernel.leases.add(lease)
+        kernel.leases.send(lease, monotonic_ms)
+        # Spread, so that the leases of a dead worker's jobs don't all run out in one instant.
+        spread_ms = int(lease.lease_ms * kernel.rng.random() / 3)
+        kernel.leases.extend(lease, monotonic_ms + lease.lease_ms + spread_ms)
+
+    async def _reread(self) -> None:
+        kernel = self._kernel
+        refs = list(kernel.rereads.items())[:_REREADS_MAX]
+        if not refs:
+            return
+        jobs = await kernel.store.find(refs)
+        expired: list[Ending] = []
+        now_ms = kernel.clock.now_ms()
+        for (job_id, _), job in zip(refs, jobs, strict=True):
+            kernel.rereads.pop(job_id, None)
+            if job is None:
+                continue
+            if job.state is State.RUNNING and job.owner == kernel.boot_id:
+                self._adopt(running_of(job))
+            elif job.state is State.SCHEDULED and job.expires_at_ms and job.expires_at_ms <= now_ms:
+                expired.append(
+                    Ending(
+                        job.id,
+                        job.scheduled_at_ms,
+                        job.run_at_ms,
+                        job.fencing_token,
+                        State.EXPIRED,
+                        "start_deadline",
+                    )
+                )
+            elif job.state is State.SCHEDULED:
+                kernel.residents.offer(job.waiting)
+        if expired:
+            await kernel.store.end_waiting(expired, now_ms)
+        kernel.alarm.ring()
+
+
+def running_of(job: Job) -> Running:
+    """Return a running row, read by id, as a sweep would find it."""
+    return Running(
+        job.id,
+        job.scheduled_at_ms,
+        job.run_at_ms,
+        job.lane,
+        job.schedule_id,
+        job.expires_at_ms or 0,
+        job.fencing_token,
+        job.worker_id or "",
+        job.owner or "",
+        job.started_at_ms or 0,
+        job.cancel_requested_at_ms is not None,
+        job.task,
+        job.options,
+        job.attempt,
+        job.failures,
+        job.lost_leases,
+        job.releases,
+        job.max_attempts,
+    )

@@ -1,0 +1,195 @@
+"""Ticks: the occurrences of schedules become jobs, up to the horizon, so that they fire like any.
+
+For each schedule whose cursor is less than half a horizon away, one transaction moves the cursor
+and writes a tick row and a job per occurrence; the tick's primary key makes it one job per
+occurrence whoever else tries. What fell due while nobody ran goes through the misfire policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from .alarm import Alarm
+from .errors import Unavailable
+from .ids import mint, shard_for
+from .job import NewJob, lane_name
+from .kernel import Kernel
+from .plan import MISFIRE_GRACE_MS, Tick, apply_misfire, is_overdue, plan_tick
+from .ports import NewTick
+from .schedule import JobTemplate, Schedule, ScheduleSpec, jittered
+
+_SCHEDULES_PAGE = 500
+_OVERDUE_MAX = 10_000
+_CHECK_MS = 1_000
+
+
+class Ticker:
+    """Materialises occurrences."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._alarm = Alarm()
+        self._shard_count = 1
+        self.specs: dict[str, ScheduleSpec | None] = {}
+        """Specs as last read, for the gate; None: the schedule is gone."""
+
+    def ring(self) -> None:
+        """Look for schedules now."""
+        self._alarm.ring()
+
+    async def start(self) -> None:
+        """Learn the number of shards; raise `Unavailable`."""
+        self._shard_count = await self._kernel.store.shard_count()
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            more = False
+            with suppress(Unavailable):  # the cursors stand where they stood; not_ready() tells
+                more = await self._pass()
+            await self._alarm.wait(0 if more else _CHECK_MS)
+
+    async def spec(self, schedule_id: str) -> ScheduleSpec | None:
+        """Return a schedule's spec, None if it is gone; raise `Unavailable`."""
+        if schedule_id not in self.specs:
+            schedule = await self._kernel.store.get_schedule(schedule_id)
+            self.specs[schedule_id] = schedule.spec if schedule is not None else None
+        return self.specs[schedule_id]
+
+    async def catch_up(self, schedule_id: str) -> set[int]:
+        """Put all that is overdue of a schedule through its misfire policy.
+
+        That is: jobs made and never started, together with occurrences never made. Return the
+        run_at_ms of the jobs that it dropped. Raises `Unavailable`.
+        """
+        kernel = self._kernel
+        schedule = await kernel.store.get_schedule(schedule_id)
+        if schedule is None:
+            return set()
+        spec = schedule.spec
+        now_ms = kernel.clock.now_ms()
+        before_ms = now_ms - MISFIRE_GRACE_MS
+        made = [
+            fire_ms
+            for fire_ms in await kernel.store.overdue_ticks(schedule_id, before_ms, _OVERDUE_MAX)
+            if is_overdue(spec, schedule_id, fire_ms, now_ms)
+        ]
+        tick = plan_tick(schedule, now_ms, now_ms + kernel.settings.horizon_ms)
+        if tick is None:
+            tick = Tick([], schedule.cursor_ms, 0)
+        late = [ms for ms in tick.fire_times if is_overdue(spec, schedule_id, ms, now_ms)]
+        _, dropped = apply_misfire(spec, [*made, *late], now_ms)
+        drop = set(dropped)
+        if not drop and not tick.fire_times:
+            return set()
+        keep = [fire_ms for fire_ms in tick.fire_times if fire_ms not in drop]
+        drop_made = sorted(drop.intersection(made))
+        missed = tick.missed + len(drop)
+        if not await self._write(schedule, Tick(keep, tick.cursor_ms, missed), drop_made):
+            return set()
+        return {jittered(spec, schedule_id, fire_ms) for fire_ms in drop_made}
+
+    async def _pass(self) -> bool:
+        kernel = self._kernel
+        if not kernel.residents.shards or not kernel.owns_time():
+            return False
+        now_ms = kernel.clock.now_ms()
+        horizon_ms = kernel.settings.horizon_ms
+        schedules = await kernel.store.due_schedules(
+            sorted(kernel.residents.shards), now_ms + horizon_ms // 2, _SCHEDULES_PAGE
+        )
+        for schedule in schedules:
+            self.specs[schedule.id] = schedule.spec
+            tick = plan_tick(schedule, now_ms, now_ms + horizon_ms)
+            if tick is None:
+                continue
+            late = [
+                ms for ms in tick.fire_times if is_overdue(schedule.spec, schedule.id, ms, now_ms)
+            ]
+            if late:
+                await self.catch_up(schedule.id)
+            else:
+                await self._write(schedule, tick, ())
+        return len(schedules) == _SCHEDULES_PAGE
+
+    async def _write(self, schedule: Schedule, tick: Tick, drop: Sequence[int]) -> bool:
+        kernel = self._kernel
+        now_ms = kernel.clock.now_ms()
+        shard = shard_for(schedule.id, self._shard_count)
+        template = schedule.spec.template
+        queue = await kernel.queues.touch(
+            template.queue,
+            kernel.queues.get(template.queue).priority
+            if template.priority is None
+            else template.priority,
+        )
+        ticks: list[NewTick] = []
+        for fire_ms in tick.fire_times:
+            run_at_ms = max(jittered(schedule.spec, schedule.id, fire_ms), now_ms)
+            job = job_of(
+                template,
+                mint(run_at_ms, shard, kernel.rng),
+                run_at_ms,
+                now_ms,
+                shard,
+                queue.priority if template.priority is None else template.priority,
+                queue.max_attempts if template.max_attempts is None else template.max_attempts,
+                schedule.id,
+            )
+            ticks.append(NewTick(fire_ms, job))
+        written = await kernel.store.tick(
+            schedule, tick.cursor_ms, ticks, drop, tick.missed, now_ms
+        )
+        if written is None:
+            return False
+        for each in written:
+            admit(kernel, each.job)
+        kernel.alarm.ring()
+        return True
+
+
+def job_of(
+    template: JobTemplate,
+    job_id: str,
+    run_at_ms: int,
+    now_ms: int,
+    shard: int,
+    priority: int,
+    max_attempts: int,
+    schedule_id: str,
+) -> NewJob:
+    """Return the row of one occurrence."""
+    return NewJob(
+        job_id,
+        run_at_ms,
+        run_at_ms,
+        now_ms,
+        None,
+        shard,
+        priority,
+        max_attempts,
+        template.queue,
+        template.task,
+        template.args,
+        template.options.encode(),
+        template.tags or None,
+        schedule_id,
+        None,
+    )
+
+
+def admit(kernel: Kernel, row: NewJob) -> None:
+    """Offer a row that has just been committed to memory."""
+    lane = lane_name(row.queue, row.priority)
+    kernel.residents.offer(
+        (
+            row.id,
+            row.scheduled_at_ms,
+            row.run_at_ms,
+            0,
+            lane,
+            row.expires_at_ms or 0,
+            row.schedule_id,
+        )
+    )

@@ -1,0 +1,245 @@
+"""The worker protocol: register, poll, report, leave. Whatever carries it, it ends here.
+
+A remote worker comes over HTTP, an in-process one calls these methods; there is no other way for a
+job to reach code. Delivery is at least once; a report counts only under the job's current token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .dispatcher import Dispatcher
+from .errors import InvalidRequest
+from .ids import check
+from .job import Job, State
+from .kernel import Kernel
+from .lease import Lease, adopt
+from .lifecycle import settle_outcome
+from .protocol import Outcome, PollAnswer, Report, ReportAnswer, ReportItem, RunningItem, Status
+from .sessions import Poll, WorkerSession
+from .settler import Pair, Settler
+from .sweeper import running_of
+
+REPORT_ITEMS_MAX = 20_000
+SLOTS_MAX = 10_000
+QUEUES_MAX = 1_000
+
+
+class _Found(NamedTuple):
+    """What a reported (job, token) is: a lease of that worker, or at once an answer."""
+
+    lease: Lease | None
+    status: Status
+
+
+_STALE = _Found(None, "stale")
+
+
+class Workers:
+    """The worker sessions of one scheduler."""
+
+    def __init__(self, kernel: Kernel, dispatcher: Dispatcher, settler: Settler) -> None:
+        self._kernel = kernel
+        self._dispatcher = dispatcher
+        self._settler = settler
+
+    async def register(
+        self, name: str, queues: dict[str, int], tasks: Sequence[str], principal: str = ""
+    ) -> WorkerSession:
+        """Open a session. `queues` are slots per queue; raises `InvalidRequest`."""
+        if not 1 <= len(queues) <= QUEUES_MAX:
+            raise InvalidRequest(
+                f"a worker has 1 to {QUEUES_MAX} queues", code="queues_invalid", pointer="/queues"
+            )
+        _check_slots(queues, "/queues")
+        kernel = self._kernel
+        session = WorkerSession(
+            f"{kernel.rng.getrandbits(96):024x}",
+            name,
+            principal,
+            dict(queues),
+            tuple(tasks),
+            kernel.clock.now_ms(),
+            kernel.clock.monotonic_ms(),
+        )
+        kernel.sessions.add(session)
+        return session
+
+    async def poll(
+        self, worker_id: str, seq: int, slots: dict[str, int], wait_ms: int, principal: str = ""
+    ) -> PollAnswer:
+        """Return jobs to run, as soon as there are some, or nothing after `wait_ms`.
+
+        `slots` are the free ones per queue. The same `seq` again gives the same answer. Cancelling
+        the call is safe: what was claimed for it goes to the next poll, or back. Raises
+        `UnknownWorker` and `InvalidRequest`.
+        """
+        kernel = self._kernel
+        session = kernel.sessions.get(worker_id, principal)
+        _check_slots(slots, "/slots")
+        session.last_seen_ms = kernel.clock.monotonic_ms()
+        if seq == session.answered_seq:
+            return session.repeat()
+        if session.poll is not None:
+            # The client gave the earlier one up: it may not get jobs that nobody would read.
+            kernel.sessions.stop_waiting(session)
+            session.answer(PollAnswer())
+        slots = {queue: min(count, session.queues.get(queue, 0)) for queue, count in slots.items()}
+        poll = Poll(seq, slots)
+        kernel.sessions.start_waiting(session, poll)
+        self._dispatcher.mark_deliverable(session)
+        wait_ms = 0 if kernel.draining else min(wait_ms, kernel.settings.poll_wait_ms_max)
+        timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._give_up, session, poll)
+        try:
+            return await poll.answer
+        finally:
+            timer.cancel()
+            self._give_up(session, poll)
+            session.last_seen_ms = kernel.clock.monotonic_ms()
+
+    def undelivered(self, worker_id: str, seq: int) -> None:
+        """Give back, uncharged, the jobs of an answer that could not be written."""
+        session = self._kernel.sessions.find(worker_id)
+        if session is not None and session.answered_seq == seq:
+            self._settler.release(session.repeat().leases)
+
+    async def report(self, worker_id: str, report: Report, principal: str = "") -> ReportAnswer:
+        """Settle what ended and renew what runs; return after the commit.
+
+        Raises `UnknownWorker`, `InvalidRequest`, and `Unavailable` when nothing could be written:
+        repeat the report then.
+        """
+        kernel = self._kernel
+        session = kernel.sessions.get(worker_id, principal)
+        if len(report.ended) + len(report.running) > REPORT_ITEMS_MAX:
+            raise InvalidRequest(f"at most {REPORT_ITEMS_MAX} items", code="report_too_large")
+        session.last_seen_ms = kernel.clock.monotonic_ms()
+        results = await self._settle(session, report.ended)
+        results += await self._renew(session, report.running)
+        cancels, session.cancels = session.cancels, []
+        return ReportAnswer(results, cancels, "drain" if kernel.draining else "run")
+
+    async def leave(self, worker_id: str, principal: str = "") -> None:
+        """Close a session: every lease that it still has is released. Raises `UnknownWorker`."""
+        session = self._kernel.sessions.get(worker_id, principal)
+        sent = [lease for lease in session.leases.values() if lease.sent_ms]
+        self._dispatcher.dismiss(session)
+        self._settler.release(sent)
+
+    def list(self) -> builtins.list[WorkerSession]:
+        """Return the sessions, oldest first."""
+        return self._kernel.sessions.all()
+
+    def _give_up(self, session: WorkerSession, poll: Poll) -> None:
+        if session.poll is poll:
+            self._kernel.sessions.stop_waiting(session)
+            cancels, session.cancels = session.cancels, []
+            if poll.answer.cancelled():
+                session.poll, session.cancels = None, cancels
+            else:
+                session.answer(PollAnswer(cancel=cancels))
+
+    async def _settle(
+        self, session: WorkerSession, items: Sequence[ReportItem]
+    ) -> builtins.list[tuple[str, Status]]:
+        kernel = self._kernel
+        statuses: builtins.list[Status] = ["stale"] * len(items)
+        pairs: builtins.list[Pair] = []
+        places: builtins.list[int] = []
+        taken: set[str] = set()
+        now_ms = kernel.clock.now_ms()
+        for place, item in enumerate(items):
+            found = await self._find(session, item.job_id, item.fencing_token, item.outcome)
+            lease = found.lease
+            if lease is None or lease.id in taken:
+                statuses[place] = found.status if lease is None else "duplicate"
+            else:
+                taken.add(lease.id)
+                pairs.append((lease, settle_outcome(lease, item.outcome, now_ms, kernel.rng)))
+                places.append(place)
+        if pairs:
+            # Shielded: what a caller that hangs up has reported is settled all the same.
+            settling = kernel.spawn_for(self._settler.settle(pairs))
+            for place, applied in zip(places, await asyncio.shield(settling), strict=True):
+                statuses[place] = "ok" if applied else "stale"
+        stale = statuses.count("stale")
+        if stale:
+            kernel.metrics.stale(stale)
+        return [(item.job_id, status) for item, status in zip(items, statuses, strict=True)]
+
+    async def _renew(
+        self, session: WorkerSession, items: Sequence[RunningItem]
+    ) -> builtins.list[tuple[str, Status]]:
+        kernel = self._kernel
+        results: builtins.list[tuple[str, Status]] = []
+        for item in items:
+            found = await self._find(session, item.job_id, item.fencing_token, None)
+            if found.lease is not None:
+                found.lease.progress = item.progress or found.lease.progress
+                kernel.leases.renew(found.lease, kernel.clock.monotonic_ms())
+                results.append((item.job_id, "ok"))
+            else:
+                results.append((item.job_id, "stale"))
+        return results
+
+    async def _find(
+        self, session: WorkerSession, job_id: str, token: int, outcome: Outcome | None
+    ) -> _Found:
+        """Find the lease that a report speaks of; what memory doesn't know, its row decides."""
+        lease = self._kernel.leases.get(job_id)
+        if lease is not None and lease.settling is not None:
+            if outcome is None:
+                return _Found(None, "ok")
+            await lease.settling.wait()
+            lease = self._kernel.leases.get(job_id)
+        if lease is None:
+            return await self._find_row(session, job_id, token, outcome)
+        if lease.fencing_token != token:
+            return _STALE
+        if lease.worker_id == "":
+            lease.worker_id = session.worker_id
+            session.leases[lease.id] = lease
+            if lease.cancel_requested:
+                session.cancels.append(lease.id)
+        return _Found(lease, "ok") if lease.worker_id == session.worker_id else _STALE
+
+    async def _find_row(
+        self, session: WorkerSession, job_id: str, token: int, outcome: Outcome | None
+    ) -> _Found:
+        kernel = self._kernel
+        job = await kernel.store.get(check(job_id))
+        if job is None or job.fencing_token != token:
+            return _STALE
+        if job.state is State.RUNNING:
+            if kernel.leases.get(job_id) is None and job_id not in kernel.residents.claiming:
+                queue = kernel.queues.get(job.queue)
+                monotonic_ms = kernel.clock.monotonic_ms()
+                lease = adopt(running_of(job), queue, kernel.settings, monotonic_ms)
+                kernel.leases.add(lease)
+                kernel.leases.send(lease, monotonic_ms)
+            return await self._find(session, job_id, token, outcome)
+        if outcome is not None and _already_applied(job, outcome):
+            return _Found(None, "duplicate")
+        return _STALE
+
+
+def _check_slots(slots: dict[str, int], pointer: str) -> None:
+    for queue, count in slots.items():
+        if not 0 <= count <= SLOTS_MAX:
+            raise InvalidRequest(
+                f"slots are 0 to {SLOTS_MAX}", code="slots_invalid", pointer=f"{pointer}/{queue}"
+            )
+
+
+def _already_applied(job: Job, outcome: Outcome) -> bool:
+    """Tell whether a row that is no longer running got there by this outcome."""
+    if outcome.kind == "succeeded":
+        return job.state is State.SUCCEEDED
+    if outcome.kind == "failed":
+        return job.state in (State.DEAD, State.CANCELLED) or (
+            job.state is State.SCHEDULED and job.failures > 0
+        )
+    return job.state in (State.SCHEDULED, State.CANCELLED)
