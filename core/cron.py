@@ -50,7 +50,7 @@ SEARCH_S_MAX = 8 * 366 * 86_400
 ZONE_YEARS_MAX = 4_096
 """How many (zone, year) pairs are kept with their segments."""
 
-# No zone changed its offset twice within six days since 1990; a test looks at all of them.
+# From 2000 on no zone changes its offset twice within six days; a test looks at all of them.
 _PROBE_S = 2 * 86_400
 _DAY_S = 86_400
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
@@ -166,10 +166,10 @@ class _Segment(NamedTuple):
 
 @lru_cache(maxsize=ZONE_YEARS_MAX)
 def _segments(zone_name: str, year: int) -> tuple[_Segment, ...]:
-    """Return the zone's segments that cover the UTC year. The last one ends with the year.
+    """Return the zone's segments that cover the UTC year, and end with it.
 
-    The first starts up to two days before it, so that an overlap which runs into the new year is
-    known there.
+    They begin two days before it, so that a change at the turn of the year is seen from this side
+    too.
     """
     zone = ZoneInfo(zone_name)
     first = int(datetime(year, 1, 1, tzinfo=UTC).timestamp())
@@ -185,9 +185,8 @@ def _segments(zone_name: str, year: int) -> tuple[_Segment, ...]:
             found.append(_Segment(start, change, offset, before))
             start, before, offset = change, offset, changed
         probe = following
-    if start < end:
-        found.append(_Segment(start, end, offset, before))
-    return tuple(segment for segment in found if segment.end > first)
+    found.append(_Segment(start, end, offset, before))
+    return tuple(found)
 
 
 def _first_change(zone: ZoneInfo, low: int, high: int, offset: int) -> int:
@@ -274,7 +273,7 @@ def _parse(text: str, hash_id: str) -> _Fields:
         expanded, nth = croniter.expand(" ".join(parts), hash_id=hash_id.encode())
     except ValueError as error:
         # croniter puts a whole traceback into some of its messages.
-        reason = str(error).strip().splitlines()[-1][:200]
+        reason = str(error).strip().splitlines()[-1]
         raise InvalidSchedule("cron_invalid", reason) from None
     if nth and set(nth) != set(expanded[4]):
         raise InvalidSchedule("cron_invalid", "weekdays with and without # or L can't be mixed")

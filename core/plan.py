@@ -164,4 +164,4 @@ def _latest(schedule: Schedule, after_ms: int, until_ms: int, count: int) -> lis
             continue
         found = part + found
         until_ms, span_ms = low_ms, span_ms * 2
-    return found[-count:] if count else []
+    return found[-count:]
