@@ -1,0 +1,90 @@
+# Everything installs into .venv (the working copy, editable) and .venvs (the built wheel, for tests).
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check install --quiet
+SOURCES := $(shell find core storage server client bench -type f ! -name '*.pyc') pyproject.toml README.md LICENSE
+FAST := $(wildcard tests/unit tests/property tests/simulation)
+SLOW := $(wildcard tests/conformance tests/integration tests/chaos tests/browser)
+VERSIONS := 3.11 3.12 3.13
+CORES := 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-slow smoke check bench format node clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run ## start a scheduler and a worker with a database of their own, and look at them
+	$(BIN)/tickwheel demo
+
+test: node test-fast test-slow smoke ## run all tests, on the built wheel
+
+check: $(VENV)/.dev ## format, lint, types, direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## measure this machine, and print the report
+	$(BIN)/python -m tickwheel.bench
+
+format: $(VENV)/.dev ## rewrite the sources in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## delete what was built and installed here
+	rm -rf $(VENV) .venvs build dist *.egg-info
+
+$(BIN)/python:
+	@python=$$(.ci/find-python) || { echo "Tickwheel needs Python 3.11 or newer, with venv"; exit 1; }; \
+	"$$python" -m venv $(VENV)
+
+# A stamp is as new as the last install that went well.
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(BIN)/python $(PIP) -e '.[server,embedded]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python $(PIP) -e '.[dev]'
+	@touch $(VENV)/.run $@
+
+dist/.built: $(SOURCES) | $(VENV)/.dev
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	@touch $@
+
+.venvs/main/.deps: pyproject.toml | $(VENV)/.dev dist/.built
+	$(BIN)/python -c 'import venv; venv.create(".venvs/main", with_pip=True, clear=True)'
+	.venvs/main/bin/python $(PIP) "$$(echo dist/*.whl)[dev]"
+	@touch $@
+
+# Away from the sources, the wheel alone can answer for `tickwheel`.
+.venvs/main/.stamp: .venvs/main/.deps dist/.built
+	.venvs/main/bin/python $(PIP) --no-deps --force-reinstall dist/*.whl
+	cd / && $(CURDIR)/.venvs/main/bin/python -c \
+		'import tickwheel.core as c; assert "site-packages" in c.__file__, c.__file__'
+	@touch $@
+
+test-fast: .venvs/main/.stamp ## unit, property and simulation tests
+	.venvs/main/bin/pytest -q -n $(CORES) $(FAST)
+
+test-slow: node .venvs/main/.stamp ## tests with real databases and processes
+	.venvs/main/bin/pytest -q $(SLOW)
+
+smoke: $(VERSIONS:%=smoke-%) ## the essentials, on every other supported Python present
+
+smoke-%: dist/.built
+	@python=$$(.ci/find-python $*) || { echo "Python $* is not here: its smoke tests are left out"; exit 0; }; \
+	if $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$*')"; then exit 0; fi; \
+	echo "Python $*: smoke tests"; \
+	{ [ -x .venvs/$*/bin/python ] || "$$python" -m venv .venvs/$*; } && \
+	.venvs/$*/bin/python $(PIP) pytest "$$(echo dist/*.whl)[server,embedded]" && \
+	.venvs/$*/bin/python $(PIP) --no-deps --force-reinstall dist/*.whl && \
+	.venvs/$*/bin/pytest -q tests/smoke
+
+node:
+	@command -v node >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm; \
+	else echo "the tests of the dashboard need Node.js: install it, then run this again"; exit 1; fi

@@ -1,0 +1,21 @@
+"""The command `tickwheel`: starts it, or says what must be installed first."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        from .cli_root import build
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"tickwheel: {error.name} is not installed, which the command line needs: "
+            "pip install 'tickwheel[client]', or 'tickwheel[server,embedded]' for a scheduler too"
+        )
+    build()()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The commands about queues and dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_options import DURATION, option, remote
+from .cli_output import Output, collect, fields, progress
+from .errors import NotFound
+
+if TYPE_CHECKING:
+    from .client import Client
+
+LIST_LIMIT = 50
+PAGE = 500
+_NOT_SETTABLE = ("name", "paused", "paused_reason")
+
+
+@click.group(short_help="Look at queues, limit, pause, purge them.")
+def queues() -> None:
+    """Look at queues, and set their limits."""
+
+
+@queues.command("list")
+@remote
+async def list_queues(client: Client, out: Output) -> None:
+    """List the queues."""
+    names = ("name", "paused", "max_depth", "max_running", "lease_seconds", "max_attempts")
+    out.items(await client.queues.list(), fields(names))
+
+
+@queues.command()
+@click.argument("name")
+@remote
+async def show(client: Client, out: Output, name: str) -> None:
+    """Show a queue's settings."""
+    out.item(await client.queues.get(name))
+
+
+@queues.command("set")
+@click.argument("name")
+@option("--max-depth", type=click.IntRange(1), help="Due jobs that may wait; more are refused.")
+@option("--max-running", type=click.IntRange(0), help="Jobs that may run at once; 0 is any number.")
+@option("--lease", type=DURATION, help="Silence of a worker after which an attempt is lost.")
+@option("--max-attempts", type=click.IntRange(1, 100), help="Default of its jobs.")
+@option("--priority", type=click.IntRange(0, 9), help="Default of its jobs.")
+@option("--task-timeout", type=DURATION, help="Default of its jobs.")
+@remote
+async def set_queue(client: Client, out: Output, name: str, **options: Any) -> None:
+    """Change a queue's limits and the defaults of its jobs; what isn't given stays."""
+    try:
+        before = await client.queues.get(name)
+    except NotFound:
+        before = {}
+    settings = {key: value for key, value in before.items() if key not in _NOT_SETTABLE}
+    for field, given in (
+        ("max_depth", options["max_depth"]),
+        ("max_running", options["max_running"]),
+        ("lease_seconds", options["lease"]),
+        ("max_attempts", options["max_attempts"]),
+        ("priority", options["priority"]),
+        ("timeout_seconds", options["task_timeout"]),
+    ):
+        if given is not None:
+            settings[field] = given
+    if options["max_running"] == 0:
+        del settings["max_running"]
+    out.item(await client.queues.put(name, settings))
+
+
+@queues.command()
+@click.argument("name")
+@option("--reason", help="Why, for whoever finds it paused.")
+@remote
+async def pause(client: Client, out: Output, name: str, reason: str | None) -> None:
+    """Send nothing more from the queue; what runs goes on."""
+    out.done(f"{name} is paused", await client.queues.pause(name, reason))
+
+
+@queues.command()
+@click.argument("name")
+@remote
+async def resume(client: Client, out: Output, name: str) -> None:
+    """Send again."""
+    out.done(f"{name} is resumed", await client.queues.resume(name))
+
+
+@queues.command()
+@click.argument("name")
+@click.confirmation_option(prompt="Cancel every waiting job of the queue?")
+@remote
+async def purge(client: Client, out: Output, name: str) -> None:
+    """Cancel every waiting job of the queue."""
+    purged = await client.queues.purge(name)
+    out.done(f"{purged} jobs are cancelled", {"purged": purged})
+
+
+@queues.command()
+@click.argument("name")
+@remote
+async def stats(client: Client, out: Output, name: str) -> None:
+    """Show a queue's depth, age and rates."""
+    out.item({"name": name, **await client.queues.stats(name)})
+
+
+@click.group(short_help="List, redrive, delete dead letters.")
+def dead() -> None:
+    """Look after jobs whose budget is spent."""
+
+
+@dead.command("list")
+@option("--queue", help="Only those of this queue.")
+@option("--task", help="Only those of this task.")
+@option("--limit", type=click.IntRange(1), default=LIST_LIMIT, show_default=True, help="At most.")
+@remote
+async def list_dead(client: Client, out: Output, limit: int, **where: Any) -> None:
+    """List dead letters, latest first."""
+    columns = [
+        *fields(("id", "reason", "died_at")),
+        ("task", lambda item: item["job"]["task"]),
+        ("queue", lambda item: item["job"]["queue"]),
+        ("attempts", lambda item: item["job"]["attempt"]),
+        ("error", lambda item: (item["job"].get("error") or {}).get("message")),
+    ]
+    out.items(await collect(client.dead_letters.list(limit=limit, **where)), columns)
+
+
+@dead.command()
+@click.argument("ids", nargs=-1)
+@option("--queue", help="Only those of this queue.")
+@option("--task", help="Only those of this task.")
+@option("--limit", type=click.IntRange(1), help="At most so many.")
+@option("--rate", type=click.FloatRange(0, min_open=True), help="New jobs per second.")
+@option("--dry-run", is_flag=True, help="Only say how many it would be.")
+@remote
+async def redrive(
+    client: Client,
+    out: Output,
+    ids: tuple[str, ...],
+    queue: str | None,
+    task: str | None,
+    limit: int | None,
+    rate: float | None,
+    dry_run: bool,
+) -> None:
+    """Make new jobs of dead letters: of those with IDS, or of all that match."""
+    if len(ids) > PAGE:
+        raise click.UsageError(f"give at most {PAGE} ids")
+    done: list[dict[str, Any]] = []
+    remaining = 0
+    with progress("redriving", limit) as advance:
+        while True:
+            left = PAGE if limit is None else min(PAGE, limit - len(done))
+            answer = await client.dead_letters.redrive(
+                queue=queue,
+                filter={"task": task} if task else None,
+                ids=list(ids) or None,
+                limit=left,
+                rate_per_second=rate,
+                dry_run=dry_run,
+            )
+            page, remaining = answer["redriven"], answer["remaining"]
+            done += page
+            advance(len(page))
+            if dry_run or ids or not page or not remaining or len(done) == limit:
+                break
+            if rate is not None:
+                # The scheduler spreads one page; the pages follow each other at the same rate.
+                await asyncio.sleep(len(page) / rate)
+    verb = "would be redriven" if dry_run else "redriven"
+    out.done(
+        f"{len(done)} {verb}, {remaining} remain",
+        {"redriven": done, "remaining": remaining, "dry_run": dry_run},
+    )
+
+
+@dead.command()
+@click.argument("ids", nargs=-1)
+@option("--all", "everything", is_flag=True, help="All that match, instead of IDS.")
+@option("--queue", help="With --all: only those of this queue.")
+@option("--task", help="With --all: only those of this task.")
+@click.confirmation_option(prompt="Delete them for good?")
+@remote
+async def delete(
+    client: Client,
+    out: Output,
+    ids: tuple[str, ...],
+    everything: bool,
+    queue: str | None,
+    task: str | None,
+) -> None:
+    """Delete dead letters for good."""
+    if everything == bool(ids):
+        raise click.UsageError("give ids, or --all")
+    wanted = list(ids)
+    if everything:
+        letters = client.dead_letters.list(queue=queue, task=task)
+        wanted = [letter["id"] async for letter in letters]
+    deleted = 0
+    with progress("deleting", len(wanted)) as advance:
+        for start in range(0, len(wanted), PAGE):
+            page = wanted[start : start + PAGE]
+            deleted += await client.dead_letters.delete(page)
+            advance(len(page))
+    out.done(f"{deleted} deleted", {"deleted": deleted})
+    out.failed = deleted < len(ids)
+    out.finish()

@@ -1,0 +1,94 @@
+"""The commands about workers: run one, list them all."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli_options import DURATION, log_level, option, remote
+from .cli_output import Output, fields
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .worker import Worker
+
+
+@click.group(short_help="Look at workers.")
+def workers() -> None:
+    """Look at the workers that the scheduler knows."""
+
+
+@workers.command("list")
+@remote
+async def list_workers(client: Client, out: Output) -> None:
+    """List the worker sessions."""
+    names = ("worker_id", "name", "queues", "running", "held", "registered_at", "last_seen_at")
+    out.items(await client.workers(), fields(names))
+
+
+@click.command(short_help="Run a worker.")
+@click.argument("target", metavar="MODULE:WORKER")
+@option("--url", "urls", help="The scheduler; several are separated by commas.")
+@option("--api-key", help="Its key, if it has keys.")
+@option("--queue", "queues", multiple=True, metavar="NAME=SLOTS", help="Jobs at once; repeatable.")
+@option("--name", help="What the worker is called in lists.")
+@option("--grace", type=DURATION, help="How long running jobs may go on after SIGTERM.")
+@log_level
+def worker(
+    target: str,
+    urls: str | None,
+    api_key: str | None,
+    queues: tuple[str, ...],
+    name: str | None,
+    grace: float | None,
+) -> None:
+    """Run the worker named WORKER in the Python module MODULE, until SIGTERM or Ctrl-C.
+
+    The module is looked for in the current folder, too. Options stand over what the code says.
+    """
+    from .transport import base_url
+
+    loaded = load(target)
+    try:
+        if urls:
+            loaded.urls = [base_url(url.strip()) for url in urls.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--url") from error
+    if queues:
+        loaded.queues = dict(_slots(text) for text in queues)
+    loaded.api_key = api_key or loaded.api_key
+    loaded.name = name or loaded.name
+    loaded.grace_seconds = loaded.grace_seconds if grace is None else grace
+    loaded.run()
+
+
+def load(target: str) -> Worker:
+    """Return the worker that `module:name` names; raise `click.BadParameter` if there is none."""
+    from .worker import Worker
+
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise click.BadParameter("say module:worker", param_hint="MODULE:WORKER")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), name, None)
+    except Exception as error:
+        if os.environ.get("TICKWHEEL_DEBUG"):
+            raise
+        what = f"can't import {module_name}: {type(error).__name__}: {error}"
+        raise click.BadParameter(" ".join(what.split()), param_hint="MODULE:WORKER") from error
+    if not isinstance(found, Worker):
+        raise click.BadParameter(f"{target} is no Worker", param_hint="MODULE:WORKER")
+    return found
+
+
+def _slots(text: str) -> tuple[str, int]:
+    name, _, slots = text.rpartition("=")
+    if not name or not slots.isdigit() or int(slots) < 1:
+        raise click.BadParameter(f"{text!r} is not NAME=SLOTS", param_hint="--queue")
+    return name, int(slots)

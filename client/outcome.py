@@ -1,0 +1,114 @@
+"""How an attempt ended, as the item of a report.
+
+What would make the whole report unreadable or too long is caught here: a result that JSON doesn't
+know or that is over 64 KiB fails its own job, for good, and over-long error texts are cut.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from .attempt import Attempt, Halt
+from .errors import Fatal, Retry
+
+Kind = Literal["succeeded", "failed", "released"]
+
+RESULT_BYTES_MAX = 64 * 1024
+ERROR_BYTES_MAX = 16 * 1024
+MESSAGE_CHARS_MAX = 4 * 1024
+ITEM_BYTES = 100
+"""About what an item takes without a result or an error."""
+
+
+class Ended(NamedTuple):
+    """One item of a report, in which list it goes, and about how long it is."""
+
+    kind: Kind
+    item: dict[str, Any]
+    size: int
+
+
+def succeeded(attempt: Attempt, result: Any) -> Ended:
+    """Return the report of a handler that returned `result`."""
+    item = {"job_id": attempt.id, "fencing_token": attempt.fencing_token}
+    if result is None:
+        return Ended("succeeded", item, ITEM_BYTES)
+    try:
+        text = orjson.dumps(result)
+    except TypeError as error:
+        return failure(attempt, "ResultNotJSON", f"the handler's result: {error}", retryable=False)
+    if len(text) > RESULT_BYTES_MAX:
+        message = f"the handler's result is {len(text)} bytes of JSON, over {RESULT_BYTES_MAX}"
+        return failure(attempt, "ResultTooLarge", message, retryable=False)
+    item["result"] = orjson.Fragment(text)
+    return Ended("succeeded", item, ITEM_BYTES + len(text))
+
+
+def failed(attempt: Attempt, error: BaseException) -> Ended:
+    """Return the report of a handler that raised `error`."""
+    if attempt.halted == "timeout":
+        return stopped(attempt, attempt.halted)
+    trace = error.__traceback__
+    # The first frame is ours.
+    text = "".join(
+        traceback.format_exception(error.with_traceback(trace.tb_next if trace else None))
+    )
+    return failure(
+        attempt,
+        type(error).__name__,
+        str(error),
+        text,
+        retryable=not isinstance(error, Fatal),
+        retry_after_seconds=error.after_seconds if isinstance(error, Retry) else None,
+    )
+
+
+def stopped(attempt: Attempt, reason: Halt | None) -> Ended:
+    """Return the report of a handler that ended because of `reason`; None: by its own doing."""
+    if reason == "drain":
+        item = {"job_id": attempt.id, "fencing_token": attempt.fencing_token}
+        return Ended("released", item, ITEM_BYTES)
+    if reason == "timeout":
+        message = f"stopped after timeout_seconds = {attempt.job['timeout_seconds']}"
+        return failure(attempt, "Timeout", message)
+    if reason == "cancelled":
+        return failure(attempt, "Cancelled", "stopped on request", retryable=False)
+    return failure(attempt, "CancelledError", "the handler was cancelled from within")
+
+
+def failure(
+    attempt: Attempt,
+    kind: str,
+    message: str,
+    trace: str = "",
+    *,
+    retryable: bool = True,
+    retry_after_seconds: float | None = None,
+) -> Ended:
+    """Return the report of a failed attempt, its texts cut to fit."""
+    error = {"type": kind, "message": _clean(message[:MESSAGE_CHARS_MAX])}
+    if trace:
+        # The end of a traceback says what happened; the start is where everything starts.
+        error["traceback"] = _clean(trace[-ERROR_BYTES_MAX:])
+    text = orjson.dumps(error)
+    while len(text) > ERROR_BYTES_MAX:
+        longest = max(error, key=lambda name: len(error[name]))
+        error[longest] = error[longest][-(len(error[longest]) // 2) :]
+        text = orjson.dumps(error)
+    item: dict[str, Any] = {
+        "job_id": attempt.id,
+        "fencing_token": attempt.fencing_token,
+        "error": orjson.Fragment(text),
+        "retryable": retryable,
+    }
+    if retry_after_seconds is not None:
+        item["retry_after_seconds"] = retry_after_seconds
+    return Ended("failed", item, ITEM_BYTES + len(text))
+
+
+def _clean(text: str) -> str:
+    """Return the text without lone surrogates, which have no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

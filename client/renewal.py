@@ -1,0 +1,174 @@
+"""The thread that keeps a worker's session with one scheduler alive.
+
+    register ─► renew every running lease at a third of its TTL ─► … ─► leave
+        ▲                     │ 404 unknown_worker
+        └─────────────────────┘ and then renew at once: that hands the new session its leases
+
+It has its own thread and its own connection, so a handler that blocks the event loop starves no
+lease. But it renews nothing for a loop that has not ticked for three TTLs: a worker that hangs
+must lose its jobs to one that works.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from .attempt import Attempt, Halt
+from .clock import now
+from .errors import ClientError, NotAllowed, NotFound, ProblemError, TryLater
+from .line import Line
+from .transport import backoff_seconds, decode
+
+LOG = logging.getLogger("tickwheel.worker")
+
+ITEMS_MAX = 1_000
+IDLE_SECONDS = 10.0
+STALLED_TTLS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What the thread tells; called in the thread.
+
+    `failed`: nothing but a person can mend it, e.g. the very first registration was refused.
+    """
+
+    registered: Callable[[str], None]
+    failed: Callable[[BaseException], None]
+    halt: Callable[[Attempt, Halt], None]
+    answered: Callable[[dict[str, Any]], None]
+
+
+class Keeper(threading.Thread):
+    """Registers, renews what is in `running`, leaves. `ticked()` is when the loop last ticked."""
+
+    def __init__(
+        self,
+        line: Line,
+        registration: Mapping[str, Any],
+        running: Mapping[str, Attempt],
+        ticked: Callable[[], float],
+        events: Events,
+    ) -> None:
+        super().__init__(name="tickwheel-renewal", daemon=True)
+        self._line = line
+        self._registration = orjson.dumps(registration)
+        self._running = running
+        self._ticked = ticked
+        self._events = events
+        self._rng = random.Random()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._leave = False
+        self._failures = 0
+        self._interval = IDLE_SECONDS
+        self._ever_registered = False
+        self.worker_id: str | None = None
+
+    def lost(self, worker_id: str) -> None:
+        """The scheduler doesn't know this session any more: register again. Any thread."""
+        if self.worker_id == worker_id:
+            self.worker_id = None
+            self._wake.set()
+
+    def expect(self, lease_seconds: float) -> None:
+        """A lease of this length has begun: be awake in time for it. Any thread."""
+        if lease_seconds / 3 < self._interval:
+            self._wake.set()
+
+    def stop(self, *, leave: bool) -> None:
+        """End the thread; with `leave` the session ends and what it still holds is released."""
+        self._leave = leave
+        self._stopping = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Keep the session until `stop`."""
+        try:
+            self._keep()
+        except Exception as error:  # noqa: BLE001 - told, in full
+            # A defect, or no scheduler at the other end: the worker must not go on without leases.
+            self._events.failed(error)
+        self._say_goodbye()
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            try:
+                if self.worker_id is None:
+                    self._register()
+                self._renew()
+                self._failures = 0
+            except NotFound as error:
+                if error.code == "unknown_worker" and self.worker_id is not None:
+                    self.lost(self.worker_id)
+                self._failed(error)
+            except ClientError as error:
+                self._failed(error)
+            self._sleep()
+
+    def _failed(self, error: ClientError) -> None:
+        self._failures += 1
+        if self._failures == 1 or isinstance(error, NotAllowed):
+            LOG.warning("no renewal: %s", error)
+        fatal = isinstance(error, ProblemError) and not isinstance(error, TryLater)
+        if fatal and not self._ever_registered:
+            self._events.failed(error)
+
+    def _register(self) -> None:
+        answer = self._line.request("POST", "/v1/workers", self._registration)
+        worker_id: str = decode(answer)["worker_id"]
+        self.worker_id = worker_id
+        self._ever_registered = True
+        self._events.registered(worker_id)
+
+    def _renew(self) -> None:
+        worker_id = self.worker_id
+        # list() of a dict's values is one step for other threads.
+        attempts = [attempt for attempt in list(self._running.values()) if self._wanted(attempt)]
+        for start in range(0, len(attempts), ITEMS_MAX):
+            part = attempts[start : start + ITEMS_MAX]
+            sent_at = now()
+            body = orjson.dumps({"running": [_item(attempt) for attempt in part]})
+            answer = decode(self._line.request("POST", f"/v1/workers/{worker_id}/report", body))
+            for attempt, result in zip(part, answer["results"], strict=True):
+                if result["status"] == "ok":
+                    attempt.renewed(sent_at)
+                elif result["status"] == "stale":
+                    self._events.halt(attempt, "lost")
+            self._events.answered(answer)
+
+    def _wanted(self, attempt: Attempt) -> bool:
+        return now() - self._ticked() < STALLED_TTLS * attempt.lease_seconds
+
+    def _sleep(self) -> None:
+        # In this order: whatever begins after the first line wakes us, the rest is in `running`.
+        self._interval = IDLE_SECONDS
+        leases = [attempt.lease_seconds for attempt in list(self._running.values())]
+        interval = min(leases, default=3 * IDLE_SECONDS) / 3
+        if self._failures:
+            interval = min(interval, backoff_seconds(self._failures, self._rng))
+        self._interval = min(interval, IDLE_SECONDS)
+        self._wake.wait(self._interval)
+        self._wake.clear()
+
+    def _say_goodbye(self) -> None:
+        if self._leave and self.worker_id is not None:
+            try:
+                self._line.request("DELETE", f"/v1/workers/{self.worker_id}")
+            except ClientError as error:
+                LOG.warning("could not leave, so the scheduler will notice by itself: %s", error)
+        self._line.close()
+
+
+def _item(attempt: Attempt) -> dict[str, Any]:
+    item: dict[str, Any] = {"job_id": attempt.id, "fencing_token": attempt.fencing_token}
+    if attempt.progress is not None:
+        item["progress"] = orjson.Fragment(attempt.progress)
+    return item

@@ -1,0 +1,168 @@
+"""One run of a worker: it begins what the sessions bring and ends in good order.
+
+    session ─► begin ─► relay ─► _execute: handler, hooks ─► outcome ─► session.ended ─► report
+    every 100 ms: what ran out of its lease or its time is stopped (`Session.check`)
+
+The end, on `stop`: no more polls; running handlers have the grace to finish; what is left is told
+to stop, and released when it has; reports are flushed; sessions leave. Leases are renewed until the
+very end. What doesn't stop even then is not released, because it still runs: its lease runs out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from .attempt import Attempt
+from .clock import now
+from .errors import Retry, Stopped
+from .outcome import Ended, failed, failure, stopped, succeeded
+from .relay import Relay
+from .session import Session
+from .slots import Slots
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+LOG = logging.getLogger("tickwheel.worker")
+
+TICK_SECONDS = 0.1
+UNWIND_SECONDS = 5.0
+"""How long handlers that were told to stop may take to do so."""
+FLUSH_SECONDS = 10.0
+
+
+class Runtime:
+    """A worker while it serves."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._stop: asyncio.Future[None] = self._loop.create_future()
+        self._hurry = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._busy = 0
+        self._ticked = now()
+        self._slots = Slots(worker.queues, len(worker.urls))
+        threads = sum(worker.queues.values())
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tickwheel-job")
+        self._relay = Relay(self._execute)
+        self._sessions = [
+            Session(
+                url,
+                worker.api_key,
+                worker.registration(),
+                worker.handlers,
+                self._slots,
+                lambda: self._ticked,
+                self._begin,
+                self._fail,
+            )
+            for url in worker.urls
+        ]
+
+    def stop(self, *, now: bool) -> None:
+        """Begin the end; `now` skips the grace, also of an end that has begun."""
+        if not self._stop.done():
+            self._stop.set_result(None)
+        if now:
+            self._hurry.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`. Raises what makes serving impossible, e.g. `NotAllowed`."""
+        ticker = self._loop.create_task(self._tick())
+        try:
+            await self._worker.started()
+            for session in self._sessions:
+                session.start()
+            await self._stop
+        finally:
+            if not self._stop.done() or self._stop.cancelled() or self._stop.exception():
+                self._hurry.set()  # cancelled or failed: there is nobody to wait for
+            await asyncio.shield(self._end())
+            ticker.cancel()
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._stop.done():
+            self._stop.set_exception(error)
+
+    async def _tick(self) -> None:
+        while True:
+            self._ticked = at = now()
+            for session in self._sessions:
+                session.check(at)
+            await asyncio.sleep(TICK_SECONDS)
+
+    # Jobs.
+
+    def _begin(self, attempts: Iterable[Attempt]) -> None:
+        begun = list(attempts)
+        self._busy += len(begun)
+        self._quiet.clear()
+        self._relay.push(begun)
+
+    async def _execute(self, attempt: Attempt) -> None:
+        ended: Ended
+        try:
+            handler = attempt.handler
+            if attempt.halted is not None:
+                ended = stopped(attempt, attempt.halted)
+            elif handler is None:
+                message = f"this worker has no task {attempt.job['task']}"
+                ended = failure(attempt, "UnknownTask", message)
+            elif self._worker.arounds:
+                hooks = self._worker.arounds
+                result = await handler.start_around(attempt, self._pool, hooks)
+                ended = succeeded(attempt, result)
+            else:
+                ended = succeeded(attempt, await handler.start(attempt, self._pool))
+        except (asyncio.CancelledError, Stopped):
+            ended = stopped(attempt, attempt.halted)
+        except (Exception, SystemExit) as error:
+            ended = failed(attempt, error)
+            if not isinstance(error, Retry):
+                LOG.warning("job %s failed", attempt.id, exc_info=error)
+        self._slots.give(attempt.queue)
+        attempt.session.ended(attempt, ended)
+        self._busy -= 1
+        if not self._busy:
+            self._quiet.set()
+
+    # The end.
+
+    async def _end(self) -> None:
+        await asyncio.gather(*[session.drain() for session in self._sessions])
+        await self._finish(self._worker.grace_seconds)
+        if self._busy:
+            for session in self._sessions:
+                for attempt in list(session.running.values()):
+                    attempt.halt("drain")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UNWIND_SECONDS):
+                    await self._quiet.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await asyncio.gather(*[session.reporter.flush() for session in self._sessions])
+        try:
+            await self._worker.stopped()
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            await asyncio.gather(*[self._close(session) for session in self._sessions])
+
+    async def _finish(self, grace_seconds: float) -> None:
+        """Wait until nothing runs, for the grace or until somebody is in a hurry."""
+        waiters = {self._loop.create_task(event.wait()) for event in (self._quiet, self._hurry)}
+        await asyncio.wait(waiters, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.gather(*waiters, return_exceptions=True)
+
+    async def _close(self, session: Session) -> None:
+        for attempt in session.running.values():
+            LOG.warning("job %s doesn't stop: its lease is left to run out", attempt.id)
+        await session.close(leave=not session.running)

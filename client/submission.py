@@ -1,0 +1,62 @@
+"""From what a caller says about a job to the bytes of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from .shapes import JobOptions, NewJob
+
+JOBS_PER_REQUEST_MAX = 1_000
+BODY_BYTES_MAX = 4 * 1024 * 1024
+"""A batch is cut before its body is longer than this; the scheduler takes twice as much."""
+
+_RENAMED = {"delay": "delay_seconds"}
+_FIELDS = frozenset(NewJob.__annotations__) | frozenset(JobOptions.__annotations__)
+
+
+def encode_job(job: Mapping[str, Any]) -> bytes:
+    """Return the JSON object of one submission, given with the names of `NewJob`.
+
+    Raises TypeError for an unknown name or args that JSON doesn't know, ValueError for a `run_at`
+    without a timezone or with a `delay` beside it. The scheduler checks all the rest.
+    """
+    unknown = job.keys() - _FIELDS
+    if unknown:
+        raise TypeError(f"a job has no {', '.join(sorted(unknown))}")
+    out = {_RENAMED.get(name, name): value for name, value in job.items() if value is not None}
+    run_at = out.get("run_at")
+    if run_at is not None:
+        if "delay_seconds" in out:
+            raise ValueError("give run_at or delay, not both")
+        out["run_at"] = instant(run_at)
+    return orjson.dumps(out)
+
+
+def instant(when: datetime) -> str:
+    """Return the RFC 3339 text of a moment; raise ValueError if it has no timezone."""
+    if when.tzinfo is None:
+        raise ValueError("a time needs a timezone, e.g. datetime.now(UTC)")
+    return when.astimezone(UTC).isoformat()
+
+
+def encode_batch(jobs: Iterable[bytes]) -> bytes:
+    """Return the body that submits several encoded jobs."""
+    return b'{"jobs":[' + b",".join(jobs) + b"]}"
+
+
+def split(jobs: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield runs of encoded jobs, in order, each within the limits of one request."""
+    batch: list[bytes] = []
+    size = 0
+    for job in jobs:
+        if batch and (len(batch) == JOBS_PER_REQUEST_MAX or size + len(job) > BODY_BYTES_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(job)
+        size += len(job) + 1
+    if batch:
+        yield batch

@@ -1,0 +1,149 @@
+"""One scheduler's HTTP face as a function: request in, decoded answer or a typed error out.
+
+A request is repeated, with jittered backoff or after what `Retry-After` says, when that can't do
+harm. Two kinds of request:
+
+    repeatable   doing it twice is doing it once: repeated after any lost answer, 429, 502–504
+    others       only when surely nothing was written: the connection was never made, 429, or a
+                 503 other than `outcome_unknown`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from .errors import OUTCOME_UNKNOWN, ProblemError, Unreachable, problem
+
+CONNECT_SECONDS_MAX = 10.0
+BACKOFF_SECONDS = 0.1
+BACKOFF_SECONDS_MAX = 5.0
+RETRY_AFTER_SECONDS_MAX = 30.0
+
+
+def backoff_seconds(failures: int, rng: random.Random) -> float:
+    """Return how long to wait after the `failures`-th failure (1-based) in a row."""
+    # 2 ** 1100 overflows a float, and a scheduler may be away for days.
+    grown = BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16)
+    return min(grown, BACKOFF_SECONDS_MAX) * (0.5 + 0.5 * rng.random())
+
+
+def base_url(url: str) -> str:
+    """Return `url` without its trailing slash; raise ValueError unless it is http(s)://host…"""
+    parsed = URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"not the URL of a scheduler: {url!r}")
+    return str(parsed.with_query(None).with_fragment(None)).rstrip("/")
+
+
+class Transport:
+    """Requests to one scheduler over one reused session. `close()` it in the loop that used it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 30.0,
+        retries: int = 4,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.url = base_url(url)
+        self.retries = retries
+        self._timeout_seconds = timeout_seconds
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._rng = rng or random.Random()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        query: Mapping[str, str] | None = None,
+        repeatable: bool = True,
+        wait_seconds: float = 0.0,
+    ) -> Any:
+        """Return the decoded answer (None if empty); `wait_seconds`: how long it may be held back.
+
+        Raises a `ProblemError` or `Unreachable` once the retries are spent.
+        """
+        failures = 0
+        while True:
+            try:
+                answer = await self.send(method, path, body=body, query=query, wait=wait_seconds)
+                return decode(answer) if answer else None
+            except (ProblemError, Unreachable) as error:
+                failures += 1
+                if failures > self.retries or not _may_repeat(error, repeatable):
+                    raise
+                pause = backoff_seconds(failures, self._rng)
+                told = getattr(error, "retry_after_seconds", None)
+                if told is not None:
+                    pause = min(max(told, pause), RETRY_AFTER_SECONDS_MAX)
+            await asyncio.sleep(pause)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        query: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+    ) -> bytes:
+        """Send once and return the answer's bytes; `wait` is added to the time limit."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=100)
+            self._session = aiohttp.ClientSession(headers=self._headers, connector=connector)
+        timeout = aiohttp.ClientTimeout(
+            total=self._timeout_seconds + wait,
+            sock_connect=min(CONNECT_SECONDS_MAX, self._timeout_seconds),
+        )
+        url = URL(self.url + path, encoded=True)
+        if query:
+            url = url.with_query(query)
+        try:
+            async with self._session.request(
+                method, url, data=body, timeout=timeout, allow_redirects=False
+            ) as response:
+                answer = await response.read()
+                if response.status >= 300:
+                    raise problem(response.status, answer, response.headers.get("Retry-After"))
+                return answer
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Unreachable(f"{self.url}: {error or 'timed out'}", sent=False) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"{self.url}: no answer ({reason})", sent=True) from error
+
+
+def decode(answer: bytes) -> Any:
+    """Return the JSON of an answer. Raises `Unreachable` if it is none, so isn't a scheduler's."""
+    try:
+        return orjson.loads(answer)
+    except orjson.JSONDecodeError as error:
+        raise Unreachable("the answer is not JSON: is that a scheduler?", sent=True) from error
+
+
+def _may_repeat(error: ProblemError | Unreachable, repeatable: bool) -> bool:
+    if isinstance(error, Unreachable):
+        return repeatable or not error.sent
+    if error.status in (429, 503):
+        return repeatable or error.code != OUTCOME_UNKNOWN
+    return repeatable and error.status in (502, 504)

@@ -1,0 +1,125 @@
+"""The application: routes from the table, each authorised, counted, and its errors answered.
+
+One middleware is the edge. Whatever a handler raises ends there as a problem document, also for
+addresses that don't exist. An audited action is recorded before it is carried out: what was done
+is always in the log, at the price that what was tried and refused is there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from aiohttp import web
+
+from tickwheel.core.ports import KeyStore
+from tickwheel.core.scheduler import Scheduler
+
+from .auth import EVERYONE, Auth, Principal
+from .cursors import Cursors
+from .http import BODY_BYTES_MAX, Context, QueueDefaults
+from .metrics import ServerMetrics
+from .openapi import describe
+from .problems import answer
+from .routes import ROUTES, Route
+
+KEEPALIVE_SECONDS = 75.0
+SHUTDOWN_SECONDS_MAX = 5.0
+
+RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class AppOptions:
+    """How the application faces its callers.
+
+    `loopback_only`: while there are no keys, answer only what was addressed to loopback.
+    `cursor_secret`: shared by processes that shall open each other's cursors; random if None.
+    """
+
+    loopback_only: bool = True
+    cursor_secret: bytes | None = None
+
+
+def build_app(
+    scheduler: Scheduler,
+    *,
+    keys: KeyStore | None = None,
+    metrics: ServerMetrics | None = None,
+    options: AppOptions | None = None,
+    routes: Sequence[Route] = ROUTES,
+) -> web.Application:
+    """Return the application over a scheduler, whose life is the caller's.
+
+    `keys` is where API keys are looked up (None: in the scheduler's store). `metrics` is shown at
+    `/metrics` and should be what the scheduler counts with. Run it by `make_runner`: with it the
+    poll of a worker that is gone ends at once.
+    """
+    options = options or AppOptions()
+    metrics = metrics or ServerMetrics()
+    auth = Auth(keys or scheduler.store, scheduler.clock, loopback_only=options.loopback_only)
+    context = Context(
+        scheduler=scheduler,
+        auth=auth,
+        metrics=metrics,
+        cursors=Cursors(options.cursor_secret),
+        openapi=orjson.dumps(describe(routes)),
+        queue_defaults=QueueDefaults(scheduler),
+    )
+    app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_edge(metrics)])
+    for route in routes:
+        app.router.add_route(route.method, route.path, _endpoint(context, route))
+    return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Return the runner of an application that `build_app` made."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS_MAX,
+    )
+
+
+def _edge(metrics: ServerMetrics) -> Callable[..., Awaitable[web.StreamResponse]]:
+    @web.middleware
+    async def edge(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001  here every error becomes an answer
+            response = answer(error, request)
+            if response.status == 413:
+                response.force_close()
+        resource = request.match_info.route.resource
+        metrics.request("" if resource is None else resource.canonical, response.status)
+        return response
+
+    return edge
+
+
+def _endpoint(context: Context, route: Route) -> RequestHandler:
+    handler, scope, action = route.handler, route.scope, route.audit
+
+    async def endpoint(request: web.Request) -> web.StreamResponse:
+        who = EVERYONE
+        if scope != "open":
+            who = await context.auth.authorize(request, scope)
+        if action is not None:
+            await _audit(context, action, request, who)
+        return await handler(context, request, who)
+
+    return endpoint
+
+
+async def _audit(context: Context, action: str, request: web.Request, who: Principal) -> None:
+    target = next(iter(request.match_info.values()), "")
+    now_ms = context.scheduler.clock.now_ms()
+    await context.scheduler.store.audit(who.id or "open", action, _printable(target), now_ms)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:128])

@@ -1,0 +1,112 @@
+"""The OpenAPI 3.1 description, made from the route table and the types that decode requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .answers import Problem
+from .problems import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from .routes import Route
+
+_REF = "#/components/schemas/{name}"
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 500, "default": 50},
+    "count": {"type": "integer", "minimum": 1, "maximum": 100, "default": 5},
+    "wait_seconds": {"type": "number", "minimum": 0, "maximum": 30, "default": 0},
+}
+_ERRORS = {
+    "400": "Not JSON, or a query parameter that isn't understood",
+    "401": "No valid key",
+    "403": "The key lacks the scope",
+    "404": "There is no such thing, or none that the key may see",
+    "409": "What is stored contradicts the request",
+    "413": "Over a limit of size",
+    "415": "Not application/json",
+    "422": "A field can't be accepted; see its pointer",
+    "429": "The queue is full; see Retry-After",
+    "503": "Overloaded, draining, or without its store; see Retry-After",
+}
+
+
+def describe(routes: Sequence[Route]) -> dict[str, Any]:
+    """Return the document as plain values."""
+    types: list[type] = [Problem]
+    for route in routes:
+        types += [kind for kind in (*route.body, *route.answer) if kind not in types]
+    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        if route.method == "PATCH":
+            for kind in route.body:
+                schemas[f"{kind.__name__}Patch"] = _all_optional(schemas[kind.__name__])
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tickwheel",
+            "version": version("tickwheel"),
+            "description": "Durable jobs on time: at least once, never before their time.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _all_optional(schema: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != "required"}
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": f"{route.method.lower()}{re.sub(r'[^a-z]+', '_', route.path)}".rstrip("_"),
+        "summary": route.summary,
+        "parameters": [
+            *(_parameter(name, "path") for name in re.findall(r"{(\w+)}", route.path)),
+            *(_parameter(name, "query") for name in route.query),
+        ],
+        "responses": {
+            str(route.status): _answer(route),
+            **{status: _problem(text) for status, text in _ERRORS.items()},
+        },
+    }
+    if route.scope != "open":
+        operation["security"] = [{"key": []}]
+        operation["x-scope"] = route.scope
+    if route.body:
+        suffix = "Patch" if route.method == "PATCH" else ""
+        operation["requestBody"] = {
+            "required": not route.body_optional,
+            "content": {"application/json": {"schema": _schema(route.body, suffix)}},
+        }
+    return operation
+
+
+def _parameter(name: str, place: str) -> dict[str, Any]:
+    schema = _PARAMETERS.get(name, {"type": "string", "maxLength": 128})
+    return {"name": name, "in": place, "required": place == "path", "schema": schema}
+
+
+def _answer(route: Route) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": route.summary}
+    if route.answer:
+        answer["content"] = {"application/json": {"schema": _schema(route.answer)}}
+    return answer
+
+
+def _problem(text: str) -> dict[str, Any]:
+    return {"description": text, "content": {CONTENT_TYPE: {"schema": _schema((Problem,))}}}
+
+
+def _schema(kinds: Sequence[type], suffix: str = "") -> dict[str, Any]:
+    refs = [{"$ref": _REF.format(name=kind.__name__ + suffix)} for kind in kinds]
+    return refs[0] if len(refs) == 1 else {"oneOf": refs}

@@ -1,0 +1,209 @@
+"""Every refusal as RFC 9457 `application/problem+json`, from one table.
+
+A handler raises; nothing but `answer` knows a status. What the server refuses on its own account
+(a body that is no JSON, a missing key) are errors of this module, beside the core's. An exception
+that is not in the table is a defect: it is logged in full under the `request_id` that the caller
+gets, and the caller gets nothing else of it. No answer repeats raw input.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import secrets
+from http import HTTPStatus
+
+import msgspec
+import orjson
+from aiohttp import hdrs, web
+
+from tickwheel.core.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NotOwner,
+    QueueFull,
+    TickwheelError,
+    Unavailable,
+    UnknownWorker,
+)
+
+CONTENT_TYPE = "application/problem+json"
+INSTANCE_CHARS_MAX = 256
+LOG = logging.getLogger("tickwheel.server")
+
+_AT = re.compile(r"^(?P<detail>.*?)(?: - at (?:`key` in )?`(?P<path>\$.*)`)?$", re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_ECHO = re.compile(r"Invalid (?P<what>[a-z ]+?) (?:'.*'|\d.*|-\d.*)", re.DOTALL)
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class InvalidJSON(TickwheelError):
+    """The body is not one JSON document that we would also repeat to a worker."""
+
+    code = "invalid_json"
+
+
+class InvalidParameter(TickwheelError):
+    """A query parameter is unknown, given twice, out of its range, or a forged cursor."""
+
+    code = "invalid_parameter"
+
+
+class Unauthorized(TickwheelError):
+    """No valid API key. Always the same words, whatever is wrong with it."""
+
+    code = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("a valid API key is needed: Authorization: Bearer tw_…")
+
+
+class Forbidden(TickwheelError):
+    """The key is valid, and not for this."""
+
+    code = "insufficient_scope"
+
+
+class TooSlow(TickwheelError):
+    """The body didn't arrive in time."""
+
+    code = "request_timeout"
+
+
+class TooLarge(TickwheelError):
+    """A body, a batch or a document is over its limit."""
+
+    code = "too_large"
+
+    def __init__(self, detail: str, *, code: str | None = None, pointer: str = "") -> None:
+        super().__init__(detail, code=code)
+        self.pointer = pointer
+
+
+class UnsupportedMedia(TickwheelError):
+    """The body is not plain `application/json`."""
+
+    code = "unsupported_media_type"
+
+
+STATUS: dict[type[TickwheelError], int] = {
+    InvalidJSON: 400,
+    InvalidParameter: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    UnknownWorker: 404,
+    TooSlow: 408,
+    Conflict: 409,
+    TooLarge: 413,
+    UnsupportedMedia: 415,
+    NotOwner: 421,
+    InvalidRequest: 422,
+    QueueFull: 429,
+    Unavailable: 503,
+}
+
+
+def answer(error: BaseException, request: web.BaseRequest) -> web.Response:
+    """Return the problem document for `error`; log it if it is nobody's fault but ours."""
+    if isinstance(error, msgspec.ValidationError):
+        error = from_validation(error)
+    elif isinstance(error, web.HTTPException):
+        return _from_http(error, request)
+    if not isinstance(error, TickwheelError):
+        return _internal(error, request)
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    if status is None:
+        return _internal(error, request)
+    headers: dict[str, str] = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="tickwheel"'
+    retry_after = getattr(error, "retry_after_seconds", None)
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    extra: dict[str, object] = {}
+    if pointer := getattr(error, "pointer", ""):
+        extra["pointer"] = pointer
+    if owner := getattr(error, "owner", ""):
+        extra["owner"] = owner
+    return problem(request, status, error.code, error.detail, extra, headers)
+
+
+def problem(
+    request: web.BaseRequest,
+    status: int,
+    code: str,
+    detail: str,
+    extra: dict[str, object] | None = None,
+    headers: dict[str, str] | None = None,
+    request_id: str | None = None,
+) -> web.Response:
+    """Return one problem document; `extra` are further members of it."""
+    body = {
+        "type": f"urn:tickwheel:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": request.rel_url.raw_path[:INSTANCE_CHARS_MAX],
+        "code": code,
+        "request_id": request_id or secrets.token_hex(8),
+        **(extra or {}),
+    }
+    sent = {hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.SERVER: "tickwheel", **(headers or {})}
+    return web.Response(body=orjson.dumps(body), status=status, headers=sent)
+
+
+def from_validation(error: msgspec.ValidationError) -> InvalidRequest:
+    """Return a decoder's complaint with a JSON pointer, and without the values it quotes."""
+    match = _AT.match(str(error))
+    assert match is not None, "matches every text"
+    detail, path = match["detail"], match["path"] or "$"
+    pointer = pointer_of(path)
+    if unknown := _UNKNOWN_FIELD.fullmatch(detail):
+        name = unknown["name"]
+        if _PLAIN.fullmatch(name):
+            return InvalidRequest(
+                f"there is no field {name}", code="unknown_field", pointer=f"{pointer}/{name}"
+            )
+        detail = "there is no such field"
+    elif echo := _ECHO.fullmatch(detail):
+        detail = f"Invalid {echo['what']}"
+    return InvalidRequest(detail.replace("`", ""), pointer=pointer)
+
+
+def pointer_of(path: str) -> str:
+    """Return the JSON pointer of a msgspec path: `$.jobs[3].priority` → `/jobs/3/priority`.
+
+    Below a mapping msgspec doesn't tell the key (`[...]`): the pointer ends at the mapping.
+    """
+    known = path.partition("$")[2].partition("[...]")[0]
+    return re.sub(r"\[(\d+)\]", r"/\1", known).replace(".", "/")
+
+
+def _from_http(error: web.HTTPException, request: web.BaseRequest) -> web.Response:
+    codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+    details = {
+        404: "there is nothing at this address",
+        405: "this address doesn't know that method",
+        413: "the body is over the limit",
+    }
+    code = codes.get(error.status, "http_error")
+    detail = details.get(error.status, HTTPStatus(error.status).description)
+    allow = error.headers.get("Allow")
+    headers = {"Allow": allow} if allow else {}
+    return problem(request, error.status, code, detail, headers=headers)
+
+
+def _internal(error: BaseException, request: web.BaseRequest) -> web.Response:
+    request_id = secrets.token_hex(8)
+    LOG.error(
+        "request %s failed: %s %r",
+        request_id,
+        request.method,
+        request.rel_url.raw_path,
+        exc_info=error,
+    )
+    detail = "a defect in the server; its log says more under this request_id"
+    return problem(request, 500, "internal", detail, request_id=request_id)

@@ -1,0 +1,202 @@
+"""The composition root: store, scheduler, application and socket, from start to drained stop.
+
+The order is what makes errors short and stops clean. The port is bound first, so that a taken one
+is told before a database is touched; it listens last, when the scheduler is ready. On the way
+down the scheduler drains while the connections still live, so every caller gets an answer: new
+work a 503, waiting polls an empty one, reports their commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+from tickwheel.core.errors import TickwheelError
+from tickwheel.core.ports import Store
+from tickwheel.core.scheduler import Scheduler
+from tickwheel.core.settings import Settings
+
+from .app import AppOptions, build_app, make_runner
+from .auth import is_loopback
+from .metrics import ServerMetrics
+
+READY_SECONDS_MAX = 10.0
+READY_POLL_SECONDS = 0.01
+BACKLOG_MAX = 1024
+GC_THRESHOLDS = (50_000, 20, 50)
+EXIT_CANNOT_START = 2
+EXIT_FORCED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How to serve. Without `dsn` an embedded Postgres runs in `data_dir` (None: the default).
+
+    `insecure` allows a host other than loopback while there are no API keys. Port 0: any free one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    dsn: str | None = None
+    data_dir: Path | None = None
+    schema: str = "tickwheel"
+    pool_size: int = 8
+    insecure: bool = False
+    settings: Settings = field(default_factory=Settings)
+
+
+class CannotStart(Exception):
+    """The server can't start; the text is one line for the person who tried."""
+
+
+def run(options: ServeOptions) -> None:
+    """Serve on a loop of its own until SIGTERM or SIGINT; `SystemExit(2)` if it can't start."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(options))
+    except CannotStart as error:
+        print(f"tickwheel: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_CANNOT_START) from None
+
+
+async def serve(options: ServeOptions, *, store: Store | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return; a second signal exits at once.
+
+    Prints `listening on http://host:port` when it is ready. `store` replaces the one that the
+    options name. Raises `CannotStart`.
+    """
+    with _signals() as stopping:
+        async with contextlib.AsyncExitStack() as stack:
+            sock = _bind(options.host, options.port)
+            stack.callback(sock.close)
+            try:
+                await _start(options, store, sock, stack, stopping)
+            except TickwheelError as error:
+                raise CannotStart(error.detail) from error
+            if not stopping.is_set():
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(*GC_THRESHOLDS)
+                print(f"listening on {_url(options.host, sock)}", flush=True)
+            await stopping.wait()
+
+
+async def _start(
+    options: ServeOptions,
+    store: Store | None,
+    sock: socket.socket,
+    stack: contextlib.AsyncExitStack,
+    stopping: asyncio.Event,
+) -> None:
+    if store is None:
+        store = await _make_store(options, stack)
+    metrics = ServerMetrics()
+    scheduler = Scheduler(store, settings=options.settings, metrics=metrics)
+    loopback = is_loopback(options.host)
+    app = build_app(scheduler, metrics=metrics, options=AppOptions(loopback_only=loopback))
+    runner = make_runner(app)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    stack.push_async_callback(store.close)
+    await scheduler.start()
+    stack.push_async_callback(scheduler.stop)
+    if not (loopback or options.insecure or await store.keys()):
+        raise CannotStart(
+            f"no API key exists, so only loopback is served and not {options.host}: "
+            "make one with `tickwheel keys create`, or say --insecure"
+        )
+    await _until_ready(scheduler, stopping)
+    await web.SockSite(runner, sock, backlog=BACKLOG_MAX).start()
+
+
+async def _make_store(options: ServeOptions, stack: contextlib.AsyncExitStack) -> Store:
+    from tickwheel.storage import PostgresStore
+
+    dsn = options.dsn
+    if dsn is None:
+        dsn = await _start_embedded(options.data_dir, stack)
+    return PostgresStore(dsn, schema=options.schema, pool_size=options.pool_size)
+
+
+async def _start_embedded(data_dir: Path | None, stack: contextlib.AsyncExitStack) -> str:
+    try:
+        from tickwheel.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
+    except ImportError:
+        raise CannotStart(
+            "no --dsn, and no embedded Postgres: pip install 'tickwheel[embedded]'"
+        ) from None
+    postgres = EmbeddedPostgres(data_dir)
+    try:
+        dsn = await postgres.start()
+    except EmbeddedPostgresError as error:
+        raise CannotStart(str(error)) from error
+    stack.push_async_callback(postgres.stop)
+    return dsn
+
+
+async def _until_ready(scheduler: Scheduler, stopping: asyncio.Event) -> None:
+    """Wait for the scheduler's first load; one that waits for another's shards serves anyway."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READY_SECONDS_MAX):
+            while scheduler.not_ready() is not None and not stopping.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(READY_POLL_SECONDS)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise CannotStart(f"can't listen on {host}: {error.strerror}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise CannotStart(f"can't listen on {host}:{port}: {error.strerror}") from error
+    return sock
+
+
+def _url(host: str, sock: socket.socket) -> str:
+    port = sock.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            os._exit(EXIT_FORCED)
+        stopping.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stopping
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop

@@ -1,0 +1,243 @@
+"""The worker protocol on the wire: register, poll, report.
+
+A report is how jobs end, so it is lenient where leniency loses nothing: text that Postgres or a
+terminal would choke on is cleaned, what is too long is cut, and a document that no strict parser
+takes is mended if there is any way. A job whose handler raised something ugly must not stay
+running because of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+import orjson
+
+from tickwheel.core.lease import Lease
+from tickwheel.core.protocol import (
+    Outcome,
+    PollAnswer,
+    Report,
+    ReportAnswer,
+    ReportItem,
+    RunningItem,
+)
+from tickwheel.core.workers import REPORT_ITEMS_MAX, SLOTS_MAX
+
+from . import wire
+from .problems import InvalidJSON, TooLarge
+
+PROTOCOL = 1
+RESULT_BYTES_MAX = 64 * 1024
+PROGRESS_BYTES_MAX = 4 * 1024
+ERROR_TYPE_MAX = 128
+ERROR_MESSAGE_MAX = 4 * 1024
+ERROR_TEXT_BYTES_MAX = 16 * 1024
+TOKEN_MAX = 2**53 - 1
+
+_UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?!\n)$"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+JobId = Annotated[
+    str, msgspec.Meta(max_length=36, pattern=_UUID, extra_json_schema={"format": "uuid"})
+]
+Token = Annotated[int, msgspec.Meta(ge=0, le=TOKEN_MAX)]
+Slots = Annotated[int, msgspec.Meta(ge=0, le=SLOTS_MAX)]
+
+
+def _null() -> msgspec.Raw:
+    return msgspec.Raw(b"null")
+
+
+class RegisterRequest(wire.Wire):
+    """A worker says who it is and how many jobs of each queue it runs at once."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=wire.TEXT_PATTERN)]
+    queues: Annotated[
+        dict[wire.Name, Annotated[int, msgspec.Meta(ge=1, le=SLOTS_MAX)]],
+        msgspec.Meta(min_length=1, max_length=100),
+    ]
+    tasks: Annotated[tuple[wire.Name, ...], msgspec.Meta(max_length=1_000)] = ()
+    protocol: Literal[1] = 1
+
+
+class PollRequest(wire.Wire):
+    """Free slots per queue. Repeating a `seq` gives the same answer again."""
+
+    seq: Token
+    slots: Annotated[dict[wire.Name, Slots], msgspec.Meta(max_length=100)]
+    wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=30)] = 0.0
+
+
+class ErrorReport(wire.Wire):
+    """What a handler raised. Over-long text is cut; control characters are dropped."""
+
+    type: str = "Error"
+    message: str = ""
+    traceback: str | None = None
+
+
+class SucceededReport(wire.Wire):
+    """An attempt that returned; `result` is any JSON, up to 64 KiB."""
+
+    job_id: JobId
+    fencing_token: Token
+    result: msgspec.Raw = msgspec.field(default_factory=_null)
+
+
+class FailedReport(wire.Wire):
+    """An attempt that raised."""
+
+    job_id: JobId
+    fencing_token: Token
+    error: ErrorReport
+    retryable: bool = True
+    retry_after_seconds: wire.Delay | None = None
+
+
+class ReleasedReport(wire.Wire):
+    """A lease given back unused: costs no attempt."""
+
+    job_id: JobId
+    fencing_token: Token
+
+
+class RunningReport(wire.Wire):
+    """An attempt that goes on; renews its lease."""
+
+    job_id: JobId
+    fencing_token: Token
+    progress: msgspec.Raw = msgspec.field(default_factory=_null)
+
+
+class ReportRequest(wire.Wire):
+    """What became of a worker's leases. What isn't listed under `running` isn't renewed."""
+
+    succeeded: tuple[SucceededReport, ...] = ()
+    failed: tuple[FailedReport, ...] = ()
+    released: tuple[ReleasedReport, ...] = ()
+    running: tuple[RunningReport, ...] = ()
+
+
+_REPORT = msgspec.json.Decoder(ReportRequest)
+
+
+def decode_report(body: bytes) -> Report:
+    """Return the report in a body."""
+    try:
+        request = wire.decode(body, _REPORT)
+    except InvalidJSON:
+        request = wire.decode(mend(body), _REPORT)
+    items = len(request.succeeded) + len(request.failed)
+    if items + len(request.released) + len(request.running) > REPORT_ITEMS_MAX:
+        raise TooLarge(f"over {REPORT_ITEMS_MAX} items in a report", code="batch_too_large")
+    ended = [
+        ReportItem(
+            item.job_id.lower(), item.fencing_token, Outcome("succeeded", _result(item.result))
+        )
+        for item in request.succeeded
+    ]
+    ended += [
+        ReportItem(item.job_id.lower(), item.fencing_token, _failure(item))
+        for item in request.failed
+    ]
+    ended += [
+        ReportItem(item.job_id.lower(), item.fencing_token, Outcome("released"))
+        for item in request.released
+    ]
+    running = [
+        RunningItem(item.job_id.lower(), item.fencing_token, _progress(item.progress))
+        for item in request.running
+    ]
+    return Report(ended, running)
+
+
+def mend(body: bytes) -> bytes:
+    """Return a report that no strict parser takes as one that it does, or raise `InvalidJSON`.
+
+    Bytes that aren't UTF-8 and lone surrogates become replacement marks, NaN and the infinities
+    null; of a name given twice the last one counts.
+    """
+    try:
+        text = body.decode("utf-8", "replace")
+        loose = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        return json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError):
+        raise InvalidJSON("the body is not valid JSON") from None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if abs(value) != float("inf") else None
+
+
+def _result(raw: msgspec.Raw) -> bytes | None:
+    text = bytes(raw)
+    if text == b"null":
+        return None
+    if len(text) > RESULT_BYTES_MAX or wire.too_deep(text):
+        return orjson.dumps({"not_stored": "too large or nested too deep", "bytes": len(text)})
+    return text
+
+
+def _progress(raw: msgspec.Raw) -> bytes | None:
+    text = bytes(raw)
+    if text == b"null" or len(text) > PROGRESS_BYTES_MAX or wire.too_deep(text):
+        return None
+    return text
+
+
+def _failure(item: FailedReport) -> Outcome:
+    kind = clean(item.error.type)[:ERROR_TYPE_MAX] or "Error"
+    message = clean(item.error.message)[:ERROR_MESSAGE_MAX]
+    document: dict[str, Any] = {"type": kind, "message": message}
+    if item.error.traceback:
+        room = ERROR_TEXT_BYTES_MAX - len(message.encode()) - len(kind.encode())
+        tail = clean(item.error.traceback).encode()[-max(room, 1) :]
+        document["traceback"] = tail.decode("utf-8", "ignore")
+    return Outcome(
+        "failed",
+        error=orjson.dumps(document),
+        error_type=kind,
+        retryable=item.retryable,
+        retry_after_ms=wire.opt_ms(item.retry_after_seconds),
+    )
+
+
+def clean(text: str) -> str:
+    """Return the text without control characters, but for tab and newline."""
+    return _CONTROL.sub("", text)
+
+
+def poll_answer(answer: PollAnswer) -> bytes:
+    """Return the answer to a poll; args are spliced in as they were sent."""
+    return orjson.dumps({"jobs": _leases(answer.leases), "cancel": answer.cancel})
+
+
+def _leases(leases: Sequence[Lease]) -> list[dict[str, Any]]:
+    fragment, stamp = orjson.Fragment, wire.stamp
+    return [
+        {
+            "id": lease.id,
+            "task": lease.task,
+            "args": fragment(lease.args),
+            "queue": lease.queue,
+            "attempt": lease.attempt,
+            "max_attempts": lease.max_attempts,
+            "run_at": stamp(lease.run_at_ms),
+            "fencing_token": lease.fencing_token,
+            "lease_seconds": lease.lease_ms / 1000,
+            "timeout_seconds": lease.timeout_ms / 1000,
+            "headers": dict(lease.headers),
+        }
+        for lease in leases
+    ]
+
+
+def report_answer(answer: ReportAnswer) -> bytes:
+    """Return the answer to a report."""
+    rows = [{"job_id": job_id, "status": status} for job_id, status in answer.results]
+    return orjson.dumps({"results": rows, "cancel": answer.cancel, "directive": answer.directive})

@@ -1,0 +1,198 @@
+"""One connection to Postgres, as this package uses it.
+
+In memory an id is text, an instant an int in epoch ms, and a JSON column the very bytes that were
+sent; the codecs here make it so, and every query gets and gives those.
+
+All our statements want index plans, and a fresh partition has no statistics: left alone, the
+planner joins by hash over sequential scans of it. So the planner is pinned: no such scans and
+joins, no JIT, and one generic plan per prepared statement.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import asyncpg
+
+T = TypeVar("T")
+Row: TypeAlias = Sequence[Any]
+
+CONNECT_SECONDS_MAX: Final = 5.0
+STATEMENTS_CACHED_MAX: Final = 1_000
+"""Prepared statements per connection; a handful for each partition in use."""
+
+PLANNER_SETTINGS: Final = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+_SESSION_SETTINGS: Final = {
+    "application_name": "tickwheel",
+    "timezone": "UTC",
+    "default_transaction_isolation": "read committed",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+}
+_EPOCH_2000_MS: Final = 946_684_800_000
+
+
+def _encode_ms(ms: int) -> tuple[int]:
+    return ((ms - _EPOCH_2000_MS) * 1000,)
+
+
+def _decode_ms(micros: tuple[int]) -> int:
+    return micros[0] // 1000 + _EPOCH_2000_MS
+
+
+def _verbatim(document: bytes) -> bytes:
+    return document
+
+
+class Link:
+    """A connection, what it found at its other end, and what we don't know about it.
+
+    `timeline` is the server's, `generation` the pool's when it was made. `in_doubt` is set once
+    something was sent that may commit: if the connection is lost then, the outcome is unknown.
+    `repeated` tells the work that an earlier try of it is in doubt. `alive` are the owners whose
+    advisory lock this session holds.
+    """
+
+    __slots__ = ("_connection", "alive", "generation", "in_doubt", "repeated", "timeline")
+
+    def __init__(self, connection: Any, timeline: int, generation: int) -> None:
+        self._connection = connection
+        self.timeline = timeline
+        self.generation = generation
+        self.in_doubt = False
+        self.repeated = False
+        self.alive: set[str] = set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone."""
+        return bool(self._connection.is_closed())
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return bool(self._connection.is_in_transaction())
+
+    async def fetch(self, query: str, *args: object) -> list[Row]:
+        """Return the rows. Outside `transaction` this commits by itself."""
+        self._sending()
+        rows: list[Row] = await self._connection.fetch(query, *args)
+        return rows
+
+    async def fetch_row(self, query: str, *args: object) -> Row | None:
+        """Return the first row, or None."""
+        rows = await self.fetch(query, *args)
+        return rows[0] if rows else None
+
+    async def value(self, query: str, *args: object) -> Any:
+        """Return the first column of the first row."""
+        row = await self.fetch_row(query, *args)
+        return None if row is None else row[0]
+
+    async def script(self, text: str) -> None:
+        """Run several statements without parameters, in one transaction unless one is open."""
+        self._sending()
+        await self._connection.execute(text)
+
+    async def copy(
+        self, schema: str, table: str, columns: Sequence[str], rows: Iterable[tuple[object, ...]]
+    ) -> None:
+        """Insert `rows`; outside `transaction` this commits by itself."""
+        self._sending()
+        await self._connection.copy_records_to_table(
+            table, schema_name=schema, columns=columns, records=rows
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Commit what is done inside, or nothing of it if it raises."""
+        await self._connection.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            if not self.closed:
+                await self._connection.execute("ROLLBACK")
+            raise
+        self.in_doubt = True
+        await self._connection.execute("COMMIT")
+
+    def terminate(self) -> None:
+        """Drop the connection now, whatever it is doing."""
+        self._connection.terminate()
+
+    async def close(self) -> None:
+        """Say goodbye to the server; at the latest after a second, hang up."""
+        try:
+            await self._connection.close(timeout=1.0)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._connection.terminate()
+
+    def _sending(self) -> None:
+        if not self._connection.is_in_transaction():
+            self.in_doubt = True
+
+
+class Stranded(OSError):
+    """The server answers but takes no writes: a standby, or one that is shutting down."""
+
+
+async def connect(
+    dsn: str, generation: int, statement_timeout_ms: int, lock_timeout_ms: int
+) -> Link:
+    """Return a new connection to a server that takes writes; raise what `asyncpg.connect` does."""
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_SECONDS_MAX,
+        statement_cache_size=STATEMENTS_CACHED_MAX,
+        max_cached_statement_lifetime=0,
+        max_cacheable_statement_size=0,
+        target_session_attrs="read-write",
+        server_settings={
+            **_SESSION_SETTINGS,
+            **PLANNER_SETTINGS,
+            "statement_timeout": str(statement_timeout_ms),
+            "lock_timeout": str(lock_timeout_ms),
+        },
+    )
+    try:
+        _keep_alive(connection)
+        await _set_codecs(connection)
+        # The insert timeline, not the last checkpoint's: after a promotion it is right at once.
+        segment = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:
+        connection.terminate()
+        raise Stranded(str(error)) from error
+    except BaseException:
+        connection.terminate()
+        raise
+    return Link(connection, int(segment[:8], 16), generation)
+
+
+def _keep_alive(connection: Any) -> None:
+    end = connection._transport.get_extra_info("socket")
+    if end is not None and end.family in (socket.AF_INET, socket.AF_INET6):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+async def _set_codecs(connection: Any) -> None:
+    kinds: tuple[tuple[str, Literal["tuple", "binary"], Any, Any], ...] = (
+        ("timestamptz", "tuple", _encode_ms, _decode_ms),
+        ("json", "binary", _verbatim, _verbatim),
+    )
+    for name, form, encoder, decoder in kinds:
+        await connection.set_type_codec(
+            name, schema="pg_catalog", format=form, encoder=encoder, decoder=decoder
+        )

@@ -1,0 +1,98 @@
+"""Queues and dead letters of the store in memory. `core.ports` says what each method does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+from tickwheel.core.job import (
+    CURSOR_START,
+    Cursor,
+    DeadLetter,
+    JobFilter,
+    NewJob,
+    State,
+    lane_name,
+)
+from tickwheel.core.queue import Queue
+from tickwheel.core.schedule import TIME_MS_MAX
+
+from .memory_jobs import matches
+from .memory_tables import Tables
+
+
+class MemoryQueues:
+    """`core.ports.QueueStore` and `core.ports.DeadLetterStore` over `Tables`."""
+
+    _tables: Tables
+
+    async def queues(self) -> list[Queue]:
+        """Return all queues, by name."""
+        return [queue for _, queue in sorted(self._tables.queues.items())]
+
+    async def touch_lane(self, queue: str, priority: int) -> Queue:
+        """Make the queue with its defaults if it isn't there, add the priority; return it."""
+        row = self._tables.queues.get(queue, Queue(queue))
+        row = replace(row, priorities=row.priorities | 1 << priority)
+        self._tables.queues[queue] = row
+        return row
+
+    async def put_queue(self, queue: Queue) -> Queue:
+        """Insert or replace the queue's settings; `priorities` is only ever added to."""
+        before = self._tables.queues.get(queue.name, queue)
+        row = replace(queue, priorities=queue.priorities | before.priorities)
+        self._tables.queues[queue.name] = row
+        return row
+
+    async def purge(self, queue: str, now_ms: int, limit: int) -> list[str]:
+        """Cancel up to `limit` of the queue's waiting jobs, reason `purged`; return their ids."""
+        jobs = self._tables.jobs
+        waiting = [
+            job
+            for priority in range(10)
+            for _, job_id in self._tables.lane(lane_name(queue, priority)).ascending(
+                CURSOR_START, TIME_MS_MAX
+            )
+            if (job := jobs[job_id]).state is State.SCHEDULED
+        ]
+        purged = waiting[:limit]
+        for job in purged:
+            self._tables.finish(job, State.CANCELLED, now_ms, "purged")
+        return [job.id for job in purged]
+
+    async def dead_letters(
+        self, where: JobFilter, after: Cursor | None, limit: int
+    ) -> tuple[list[DeadLetter], Cursor | None]:
+        """Return a page, latest first, and where to go on; the cursor is (died_at_ms, id)."""
+        found = (
+            ((letter.died_at_ms, letter.job.id), letter)
+            for letter in self._tables.letters.values()
+            if matches(letter.job, where)
+        )
+        rest = sorted((item for item in found if after is None or item[0] < after), reverse=True)
+        page = rest[:limit]
+        more = page[-1][0] if len(rest) > limit else None
+        return [replace(letter, job=replace(letter.job)) for _, letter in page], more
+
+    async def count_dead(self, queue: str, count_max: int) -> int:
+        """Count the queue's dead letters, at most `count_max`."""
+        letters = self._tables.letters.values()
+        of_queue = (letter for letter in letters if letter.job.queue == queue)
+        return sum(1 for _ in islice(of_queue, count_max))
+
+    async def redrive(self, pairs: Sequence[tuple[str, NewJob]]) -> list[bool]:
+        """For each (dead job's id, new job): delete the letter and insert the job, or neither."""
+        return [self._redrive(dead_id, new) for dead_id, new in pairs]
+
+    async def delete_dead_letters(self, job_ids: Sequence[str]) -> int:
+        """Delete the letters; return how many there were."""
+        letters = self._tables.letters
+        return sum(1 for job_id in job_ids if letters.pop(job_id, None) is not None)
+
+    def _redrive(self, dead_id: str, new: NewJob) -> bool:
+        if self._tables.letters.pop(dead_id, None) is None:
+            redriven = self._tables.jobs.get(new.id)
+            return redriven is not None and redriven.redriven_from == dead_id
+        self._tables.insert(new)
+        return True

@@ -1,0 +1,169 @@
+"""Submissions into Postgres.
+
+Plain jobs go by COPY straight into their partition. All submissions of a call go in one
+transaction, but for those of several jobs with keys: these may have to be taken back one by one.
+
+A key is taken by one INSERT, which overwrites a key that has expired and locks one that has not;
+so whoever comes second waits for the first one's commit, and then reads what it says. Keys are
+taken in order, so that two batches never wait for each other.
+
+A repeat finds its own rows: a key that names the very job, or the primary key of a plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import NamedTuple, TypeAlias
+
+import asyncpg
+
+from tickwheel.core.errors import IdempotencyConflict, OutcomeUnknown, Unavailable
+from tickwheel.core.job import Appended, IdempotencyKey, NewJob, Submission
+
+from .link import Link
+from .pg_base import PgBase
+
+Answer: TypeAlias = "list[Appended] | IdempotencyConflict"
+
+
+class Holder(NamedTuple):
+    """Who holds a key now. `fresh`: this very transaction took it."""
+
+    body_hash: bytes
+    job_id: str
+    run_at_ms: int
+    fresh: bool
+
+
+class PgAppend(PgBase):
+    """`core.ports.JobStore.append`."""
+
+    async def append(self, submissions: Sequence[Submission], now_ms: int) -> list[Answer]:
+        """Insert each submission's jobs, all of one or none of it."""
+        answers: dict[int, Answer] = {}
+        together = [
+            place
+            for place, submission in enumerate(submissions)
+            if not (submission.keys and len(submission.jobs) > 1)
+        ]
+        alone = sorted(set(range(len(submissions))).difference(together))
+        groups = ([together] if together else []) + [[place] for place in alone]
+        for group in groups:
+            try:
+                part = await self._append([submissions[place] for place in group], now_ms)
+            except Unavailable as error:
+                if answers and not isinstance(error, OutcomeUnknown):
+                    raise OutcomeUnknown(error.detail) from error
+                raise
+            answers.update(zip(group, part, strict=True))
+        return [answers[place] for place in range(len(submissions))]
+
+    async def _append(self, batch: Sequence[Submission], now_ms: int) -> list[Answer]:
+        jobs = [job for submission in batch for job in submission.jobs]
+        keyed = any(submission.keys for submission in batch) and any(True for _ in _pairs(batch))
+
+        async def work(link: Link) -> list[Answer]:
+            try:
+                return await write(link, frozenset())
+            except asyncpg.UniqueViolationError:
+                return await write(link, await self._there(link, jobs))
+
+        async def write(link: Link, there: frozenset[str]) -> list[Answer]:
+            if keyed:
+                return await self._append_keyed(link, batch, now_ms, there)
+            fresh = _without(jobs, there) if there else jobs
+            if fresh:
+                await self._insert(link, fresh)
+            return [[Appended(job[0], job[2], False) for job in sub.jobs] for sub in batch]
+
+        return await self._inserting([job[1] for job in jobs], work)
+
+    async def _append_keyed(
+        self, link: Link, batch: Sequence[Submission], now_ms: int, there: frozenset[str]
+    ) -> list[Answer]:
+        try:
+            async with link.transaction():
+                holders = await self._take_keys(link, _pairs(batch), now_ms)
+                answers: list[Answer] = []
+                fresh: list[NewJob] = []
+                for submission in batch:
+                    answer = _answer(submission, holders, fresh)
+                    if isinstance(answer, IdempotencyConflict) and len(submission.jobs) > 1:
+                        raise answer
+                    answers.append(answer)
+                fresh = _without(fresh, there) if there else fresh
+                if fresh:
+                    await self._insert(link, fresh)
+                return answers
+        except IdempotencyConflict as conflict:
+            return [conflict]
+
+    async def _take_keys(
+        self, link: Link, pairs: Iterable[tuple[NewJob, IdempotencyKey]], now_ms: int
+    ) -> dict[tuple[str, str], Holder]:
+        first: dict[tuple[str, str], tuple[NewJob, IdempotencyKey]] = {}
+        for job, key in pairs:
+            first.setdefault((job.queue, key.key), (job, key))
+        rows = [
+            (*name, key.body_hash, job.id, job.run_at_ms, key.expires_at_ms)
+            for name, (job, key) in first.items()
+        ]
+        columns = list(zip(*rows, strict=True))
+        taken = await link.fetch(self._sql("keys_take"), *columns, now_ms)
+        winners = {str(row[0]) for row in taken}
+        holders = {
+            name: Holder(key.body_hash, job.id, job.run_at_ms, True)
+            for name, (job, key) in first.items()
+            if job.id in winners
+        }
+        losers = [name for name in first if name not in holders]
+        if losers:
+            queues, keys = zip(*losers, strict=True)
+            for queue, text, body_hash, job_id, run_at_ms in await link.fetch(
+                self._sql("keys_read"), queues, keys
+            ):
+                holders[queue, text] = Holder(body_hash, str(job_id), run_at_ms, False)
+        return holders
+
+    async def _there(self, link: Link, jobs: Sequence[NewJob]) -> frozenset[str]:
+        """Return the ids of those jobs that were inserted before."""
+        groups, _ = self._partitions.group(jobs, lambda job: job.scheduled_at_ms)
+        found: set[str] = set()
+        for name, group in groups.items():
+            times, ids = zip(*((job.scheduled_at_ms, job.id) for _, job in group), strict=True)
+            rows = await link.fetch(self._sql("jobs_there", name), times, ids)
+            found.update(str(row[0]) for row in rows)
+        return frozenset(found)
+
+
+def _pairs(batch: Iterable[Submission]) -> Iterable[tuple[NewJob, IdempotencyKey]]:
+    for submission in batch:
+        for job, key in zip(submission.jobs, submission.keys, strict=False):
+            if key is not None:
+                yield job, key
+
+
+def _without(jobs: Iterable[NewJob], there: frozenset[str]) -> list[NewJob]:
+    return [job for job in {job.id: job for job in jobs}.values() if job.id not in there]
+
+
+def _answer(
+    submission: Submission, holders: dict[tuple[str, str], Holder], fresh: list[NewJob]
+) -> Answer:
+    """Return the submission's answer, and add to `fresh` its jobs that are to be inserted."""
+    answers: list[Appended] = []
+    insert: list[NewJob] = []
+    for job, key in zip(submission.jobs, submission.keys or repeat(None), strict=False):
+        holder = holders[job.queue, key.key] if key is not None else None
+        if key is not None and holder is not None and holder.body_hash != key.body_hash:
+            return IdempotencyConflict(
+                f"the idempotency key {key.key!r} was used with another body"
+            )
+        if holder is None or (holder.fresh and holder.job_id == job.id):
+            insert.append(job)
+        same = holder is None or holder.job_id == job.id
+        run_at_ms = job.run_at_ms if holder is None else holder.run_at_ms
+        answers.append(Appended(job.id if holder is None else holder.job_id, run_at_ms, not same))
+    fresh.extend(insert)
+    return answers

@@ -1,0 +1,146 @@
+"""What the ports' implementations in Postgres share: the pool, the SQL, and the partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from typing import Final, TypeVar
+
+import asyncpg
+
+from tickwheel.core.job import Job, JobFilter, NewJob, State
+
+from .link import Link, Row
+from .partitions import GRACE_MS, Partitions
+from .pool import Pool, Work
+from .statements import Statements
+
+T = TypeVar("T")
+
+NEW_JOB_COLUMNS: Final = (
+    "id",
+    "scheduled_at",
+    "run_at",
+    "created_at",
+    "expires_at",
+    "shard",
+    "priority",
+    "max_attempts",
+    "queue",
+    "task",
+    "args",
+    "options",
+    "tags",
+    "schedule_id",
+    "redriven_from",
+)
+"""The columns of the COPY, in the order of the fields of `NewJob`."""
+JOB_WIDTH: Final = len(fields(Job))
+"""How many columns `{job_columns}` has; what a statement adds comes after them."""
+
+_scheduled_at: Final[Callable[[NewJob], int]] = attrgetter("scheduled_at_ms")
+_STATES: Final = {state.value: state for state in State}
+
+
+class PgBase:
+    """Holds the parts; each port is a mixin over it."""
+
+    _pool: Pool
+    _sql: Statements
+    _partitions: Partitions
+    _shards: int
+    _seen_ms: int = 0
+    """The latest time that a caller has told."""
+
+    async def _fetch(self, statement: str, *args: object) -> list[Row]:
+        """Run one statement that writes."""
+        sql = self._sql(statement)
+        return await self._pool.run(lambda link: link.fetch(sql, *args))
+
+    async def _read(self, statement: str, *args: object) -> list[Row]:
+        """Run one statement that only reads."""
+        sql = self._sql(statement)
+        return await self._pool.read(lambda link: link.fetch(sql, *args))
+
+    async def _inserting(self, times_ms: Sequence[int], work: Work[T]) -> T:
+        """Run work that inserts jobs with these scheduled times, whose partitions it makes first.
+
+        Once more, if the partitions turn out to be others than we knew.
+        """
+        await self._partitions.ensure(times_ms)
+        try:
+            return await self._pool.run(work)
+        except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError):
+            await self._pool.read(self._partitions.refresh)
+            await self._partitions.ensure(times_ms)
+            return await self._pool.run(work)
+
+    async def _on_rows(self, work: Work[T]) -> T:
+        """Run work on rows that exist; if a partition was dropped meanwhile, once more without."""
+        return await self._despite_drops(self._pool.run, work)
+
+    async def _reading(self, work: Work[T]) -> T:
+        """The same for work that writes nothing."""
+        return await self._despite_drops(self._pool.read, work)
+
+    async def _despite_drops(self, run: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
+        try:
+            return await run(work)
+        except asyncpg.UndefinedTableError:
+            await self._pool.read(self._partitions.refresh)
+            return await run(work)
+
+    async def _insert(self, link: Link, jobs: Sequence[NewJob]) -> None:
+        """Insert rows; outside a transaction, in one of its own."""
+        groups, homeless = self._partitions.group(jobs, _scheduled_at)
+        if homeless:
+            raise asyncpg.UndefinedTableError("a partition is gone")
+        firsts = [group[0][1] for group in groups.values()]
+        late = any(self._late(job.scheduled_at_ms, job.created_at_ms) for job in firsts)
+        if not link.in_transaction and (len(groups) > 1 or late):
+            async with link.transaction():
+                await self._insert(link, jobs)
+            return
+        for name, group in sorted(groups.items()):
+            _, job = group[0]
+            await self._reopen_if_late(link, job.scheduled_at_ms, job.created_at_ms)
+            rows = [job for _, job in group]
+            await link.copy(self._sql.schema, name, NEW_JOB_COLUMNS, rows)
+
+    async def _reopen_if_late(self, link: Link, scheduled_at_ms: int, now_ms: int) -> None:
+        """Say that a row goes into a partition whose time is over; in its transaction."""
+        if self._late(scheduled_at_ms, now_ms):
+            known = self._partitions.find(scheduled_at_ms)
+            assert known is not None
+            await link.fetch(self._sql("partition_reopen"), known.name)
+
+    def _late(self, scheduled_at_ms: int, now_ms: int) -> bool:
+        known = self._partitions.find(scheduled_at_ms)
+        return known is not None and known.ends_ms + GRACE_MS <= now_ms
+
+    async def _group(
+        self, link: Link, items: Sequence[T], key: Callable[[T], int]
+    ) -> list[tuple[str, list[tuple[int, T]]]]:
+        """Return [(partition, [(place, item)])], by name; items with no partition are left out."""
+        groups, homeless = self._partitions.group(items, key)
+        if homeless:
+            await self._partitions.refresh(link)
+            groups, _ = self._partitions.group(items, key)
+        return sorted(groups.items())
+
+
+def filter_values(where: JobFilter) -> tuple[object, ...]:
+    """Return what the conditions of a list compare with: state, queue, task, tag, schedule, queues."""
+    queues = sorted(where.queues) if where.queues is not None else None
+    return (where.state, where.queue, where.task, where.tag, where.schedule_id, queues)
+
+
+def job_of(row: Row) -> Job:
+    """Return the job of a row of `{job_columns}`."""
+    id_, state, queue, priority, task, args, options, tags, *rest = row[:JOB_WIDTH]
+    tags = tuple(tags) if tags is not None else ()
+    job = Job(str(id_), _STATES[state], queue, priority, task, args, options, tags, *rest)
+    if job.redriven_from is not None:
+        job.redriven_from = str(job.redriven_from)
+    return job

@@ -1,0 +1,179 @@
+"""Reading the pending set: lanes in order, page by page, out of the one partial index.
+
+Each live partition is asked by itself, by name, and the answers are merged: a job may sit in the
+partition of any day from which it was retried. Within a partition the index yields each shard in
+order; a LATERAL asks each for a share of the page rather than the whole of it (64 shards would read
+64 pages to return one). Where a shard's share came back full, what lies beyond its last row is not
+complete: the page is cut there and read on, with a doubled share.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final
+
+from tickwheel.core.ids import scheduled_at_of
+from tickwheel.core.job import Cursor, Job, Running, Waiting, lane_parts
+
+from .link import Link, Row
+from .pg_base import JOB_WIDTH, PgBase, job_of
+
+SHARE_MIN: Final = 32
+MOVES_MAX: Final = 5
+"""How often in a row a job may be moved away under our hands before we take it for gone."""
+_RUN_AT, _ID, _NTH = 0, 1, 2
+
+
+class PgLoad(PgBase):
+    """`core.ports.JobStore`: load, running, count_waiting, find, get."""
+
+    async def load(
+        self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
+    ) -> list[Waiting]:
+        """Return the lane's next `scheduled` rows strictly after `after`, by (run_at, id)."""
+        rows = await self._page("load", lane, shards, after, until_ms, limit)
+        return [
+            (str(id_), scheduled_at, run_at, token, lane, expires_at or 0, schedule_id)
+            for run_at, id_, _, scheduled_at, token, expires_at, schedule_id in rows
+        ]
+
+    async def running(
+        self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
+    ) -> tuple[list[Running], Cursor | None]:
+        """Return the lane's `running` rows among the next `limit` unfinished ones."""
+        rows = await self._page("unfinished", lane, shards, after, until_ms, limit)
+        more = (rows[-1][_RUN_AT], str(rows[-1][_ID])) if len(rows) == limit else None
+        return [_running(lane, row) for row in rows if row[3]], more
+
+    async def count_waiting(
+        self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, count_max: int
+    ) -> int:
+        """Count the lane's `scheduled` rows, at most `count_max`."""
+        queue, priority = lane_parts(lane)
+
+        async def work(link: Link) -> int:
+            count = 0
+            for name in await self._partitions.live(link, until_ms):
+                left = count_max - count
+                if left <= 0:
+                    break
+                sql = self._sql("count_waiting", name)
+                count += await link.value(sql, shards, queue, priority, *after, until_ms, left)
+            return count
+
+        return await self._reading(work)
+
+    async def find(self, refs: Sequence[tuple[str, int]]) -> list[Job | None]:
+        """Re-read rows by (id, scheduled_at_ms), or where a reschedule has moved them to."""
+        return await self._reading(lambda link: self._find(link, refs))
+
+    async def get(self, job_id: str) -> Job | None:
+        """Return the job, or None."""
+        return (await self.find([(job_id, scheduled_at_of(job_id))]))[0]
+
+    async def _page(
+        self,
+        statement: str,
+        lane: str,
+        shards: Sequence[int],
+        after: Cursor,
+        until_ms: int,
+        limit: int,
+    ) -> list[Row]:
+        if not shards or limit <= 0:
+            return []
+
+        async def work(link: Link) -> list[Row]:
+            names = await self._partitions.live(link, until_ms)
+            pages = [
+                await self._page_of(
+                    link, self._sql(statement, name), lane, shards, after, until_ms, limit
+                )
+                for name in names
+            ]
+            filled = [page for page in pages if page]
+            if len(filled) == 1:
+                return filled[0][:limit]
+            merged = heapq.merge(*filled, key=lambda row: (row[_RUN_AT], row[_ID]))
+            return list(islice(merged, limit))
+
+        return await self._reading(work)
+
+    async def _page_of(
+        self,
+        link: Link,
+        sql: str,
+        lane: str,
+        shards: Sequence[int],
+        after: Cursor,
+        until_ms: int,
+        limit: int,
+    ) -> list[Row]:
+        queue, priority = lane_parts(lane)
+        share = min(limit, max(SHARE_MIN, 2 * limit // len(shards)))
+        page: list[Row] = []
+        place: tuple[int, object] = after
+        while True:
+            left = limit - len(page)
+            rows = await link.fetch(sql, shards, queue, priority, *place, until_ms, share, left)
+            full = next((at for at, row in enumerate(rows) if row[_NTH] == share), None)
+            page += rows if full is None else rows[: full + 1]
+            if full is None or len(page) >= limit:
+                return page
+            place = (page[-1][_RUN_AT], page[-1][_ID])
+            share = min(limit, 2 * share)
+
+    async def _find(self, link: Link, refs: Sequence[tuple[str, int]]) -> list[Job | None]:
+        found: dict[int, Job] = {}
+        wanted = list(enumerate(refs))
+        for _ in range(MOVES_MAX):
+            groups = await self._group(link, wanted, lambda item: item[1][1])
+            for name, group in groups:
+                ids, times = zip(*(ref for _, (_, ref) in group), strict=True)
+                for row in await link.fetch(self._sql("find", name), times, ids):
+                    found[group[row[JOB_WIDTH] - 1][1][0]] = job_of(row)
+            missing = [(place, ref) for place, ref in wanted if place not in found]
+            if not missing:
+                break
+            lost = [ref[0] for _, ref in missing]
+            moved = {str(row[0]): row[1] for row in await link.fetch(self._sql("moved"), lost)}
+            wanted = [
+                (place, (ref[0], moved[ref[0]]))
+                for place, ref in missing
+                if moved.get(ref[0], ref[1]) != ref[1]
+            ]
+            if not wanted:
+                break
+        return [found.get(place) for place in range(len(refs))]
+
+
+def _running(lane: str, row: Row) -> Running:
+    (
+        run_at,
+        id_,
+        _,
+        _,
+        scheduled_at,
+        schedule_id,
+        expires_at,
+        token,
+        worker_id,
+        owner,
+        started_at,
+        *rest,
+    ) = row
+    return Running(
+        str(id_),
+        scheduled_at,
+        run_at,
+        lane,
+        schedule_id,
+        expires_at or 0,
+        token,
+        worker_id,
+        owner,
+        started_at,
+        *rest,
+    )

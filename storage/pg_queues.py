@@ -1,0 +1,108 @@
+"""Queues and dead letters in Postgres. `core.ports` says what each method does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from tickwheel.core.job import Cursor, DeadLetter, JobFilter, JobOptions, NewJob
+from tickwheel.core.queue import Queue
+
+from .link import Link, Row
+from .partitions import END_MS
+from .pg_base import JOB_WIDTH, PgBase, filter_values, job_of
+
+_ID_MAX: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+
+
+class PgQueues(PgBase):
+    """`core.ports.QueueStore` (but for purge) and `core.ports.DeadLetterStore`."""
+
+    async def queues(self) -> list[Queue]:
+        """Return all queues, by name."""
+        return [_queue(row) for row in await self._read("queues")]
+
+    async def touch_lane(self, queue: str, priority: int) -> Queue:
+        """Make the queue with its defaults if it isn't there, add the priority; return it."""
+        return await self._write_queue("touch_lane", Queue(queue, priorities=1 << priority))
+
+    async def put_queue(self, queue: Queue) -> Queue:
+        """Insert or replace the queue's settings; `priorities` is only ever added to."""
+        return await self._write_queue("put_queue", queue)
+
+    async def dead_letters(
+        self, where: JobFilter, after: Cursor | None, limit: int
+    ) -> tuple[list[DeadLetter], Cursor | None]:
+        """Return a page, latest first, and where to go on; the cursor is (died_at_ms, id)."""
+        start = after or (END_MS, _ID_MAX)
+        rows = await self._read("dead_letters", *start, *filter_values(where), limit + 1)
+        letters = [_letter(row) for row in rows[:limit]]
+        if len(rows) <= limit or not letters:
+            return letters, None
+        return letters, (letters[-1].died_at_ms, letters[-1].job.id)
+
+    async def count_dead(self, queue: str, count_max: int) -> int:
+        """Count the queue's dead letters, at most `count_max`."""
+        count: int = (await self._read("count_dead", queue, count_max))[0][0]
+        return count
+
+    async def redrive(self, pairs: Sequence[tuple[str, NewJob]]) -> list[bool]:
+        """For each (dead job's id, new job): delete the letter and insert the job, or neither."""
+
+        async def work(link: Link) -> list[bool]:
+            async with link.transaction():
+                ids = sorted(dead_id for dead_id, _ in pairs)
+                rows = await link.fetch(self._sql("take_letters"), ids)
+                taken = {str(row[0]) for row in rows}
+                fresh: dict[str, NewJob] = {}
+                for dead_id, new in pairs:
+                    if dead_id in taken:
+                        fresh.setdefault(dead_id, new)
+                if fresh:
+                    await self._insert(link, list(fresh.values()))
+                done = {new.id for new in fresh.values()}
+                rest = [pair for pair in pairs if pair[1].id not in done]
+                done |= await self._redriven_before(link, rest)
+                return [new.id in done for _, new in pairs]
+
+        return await self._inserting([new.scheduled_at_ms for _, new in pairs], work)
+
+    async def delete_dead_letters(self, job_ids: Sequence[str]) -> int:
+        """Delete the letters; return how many there were."""
+        return len({row[0] for row in await self._fetch("take_letters", job_ids)})
+
+    async def _redriven_before(self, link: Link, pairs: Sequence[tuple[str, NewJob]]) -> set[str]:
+        found: set[str] = set()
+        for name, group in await self._group(link, pairs, lambda pair: pair[1].scheduled_at_ms):
+            rows = [(new.scheduled_at_ms, new.id, dead_id) for _, (dead_id, new) in group]
+            columns = zip(*rows, strict=True)
+            found.update(
+                str(row[0]) for row in await link.fetch(self._sql("redriven", name), *columns)
+            )
+        return found
+
+    async def _write_queue(self, statement: str, queue: Queue) -> Queue:
+        values = (
+            queue.name,
+            queue.max_depth,
+            queue.max_running,
+            queue.lease_ms,
+            queue.max_attempts,
+            queue.priority,
+            queue.options.encode(),
+            queue.paused,
+            queue.paused_reason,
+            queue.priorities,
+        )
+        return _queue((await self._fetch(statement, *values))[0])
+
+
+def _queue(row: Row) -> Queue:
+    values = list(row)
+    values[6] = JobOptions.decode(values[6])
+    return Queue(*values)
+
+
+def _letter(row: Row) -> DeadLetter:
+    job = job_of(row)
+    return DeadLetter(job, row[JOB_WIDTH], job.reason or "")

@@ -1,0 +1,113 @@
+"""The durable store: `core.ports.Store` in Postgres 15 or newer.
+
+One file for each port, over a common base; SQL by name in `sql/`, the schema in `migrations/`.
+
+    link         one connection: codecs, planner settings        pool        retries, cancellation
+    partitions   which there are, and making them                pg_upkeep   retention
+    pg_append    submissions                                     pg_path     claim, settle
+    pg_load      lanes, and rows by id                           pg_edit     cancel, reschedule
+    pg_list      lists                                           pg_queues   queues, dead letters
+    pg_schedules schedules and their ticks                       pg_shards   leases of shards; keys
+
+Connections: `pool_size` for everything; one of its own for the shard leases, whose renewal must not
+wait behind a load; one for DDL, with a short `lock_timeout`, so that it never makes others queue.
+Connect directly or through a pooler in session mode: prepared statements, planner settings and an
+advisory lock belong to the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from functools import partial
+from typing import Final
+
+import asyncpg
+
+from tickwheel.core.errors import Unavailable
+from tickwheel.core.ids import SHARDS_MAX
+
+from .link import Link
+from .migrate import migrate
+from .partitions import DAY_MS, Partitions
+from .pg_append import PgAppend
+from .pg_edit import PgEdit
+from .pg_list import PgList
+from .pg_queues import PgQueues
+from .pg_schedules import PgSchedules
+from .pg_shards import PgShards
+from .pg_upkeep import PgUpkeep
+from .pool import Pool, Sleep
+from .statements import Statements
+
+DDL_STATEMENT_MS: Final = 60_000
+DDL_LOCK_MS: Final = 200
+MIGRATE_ATTEMPTS_MAX: Final = 12
+SHARD_STATEMENT_MS: Final = 2_500
+
+
+class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, PgUpkeep):
+    """`core.ports.Store` in one schema of a database."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = "tickwheel",
+        pool_size: int = 8,
+        shards: int = 64,
+        partition_ms: int = DAY_MS,
+        retention_ms: int = 7 * DAY_MS,
+        dead_retention_ms: int = 30 * DAY_MS,
+        tick_retention_ms: int = 7 * DAY_MS,
+        rng: random.Random | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        """Connect to nothing yet; ValueError for a bad schema name, width or number of shards.
+
+        `shards` counts only when the schema is first made; `partition_ms` for new partitions.
+        `rng` and `sleep` make and take the pauses between retries.
+        """
+        if not 1 <= shards <= SHARDS_MAX:
+            raise ValueError(f"between 1 and {SHARDS_MAX} shards")
+        rng = rng or random.Random()
+        self._sql = Statements(schema)
+        self._pool = Pool(dsn, pool_size, rng, sleep)
+        self._shard_pool = Pool(dsn, 1, rng, sleep, statement_timeout_ms=SHARD_STATEMENT_MS)
+        self._ddl_pool = Pool(
+            dsn,
+            1,
+            rng,
+            sleep,
+            statement_timeout_ms=DDL_STATEMENT_MS,
+            lock_timeout_ms=DDL_LOCK_MS,
+        )
+        self._partitions = Partitions(self._ddl_pool, self._sql, partition_ms)
+        self._shards = shards
+        self._retention_ms = retention_ms
+        self._dead_retention_ms = dead_retention_ms
+        self._tick_retention_ms = tick_retention_ms
+
+    async def open(self) -> None:
+        """Connect, and migrate the schema if it is behind; raise `Unavailable` if that fails."""
+        work = partial(migrate, sql=self._sql, shards=self._shards)
+        try:
+            self._shards = await self._ddl_pool.run(work, attempts_max=MIGRATE_ATTEMPTS_MAX)
+            await self._ddl_pool.run(self._finalize)
+            await self._pool.read(self._partitions.refresh)
+        except asyncpg.PostgresError as error:
+            raise Unavailable(f"the database: {error}") from error
+
+    async def close(self) -> None:
+        """Give everything back. Idempotent."""
+        for pool in (self._pool, self._shard_pool, self._ddl_pool):
+            await pool.close()
+
+    async def check(self) -> int:
+        """Prove that a write would work now, by a row lock; return the wall time in epoch ms."""
+
+        async def work(link: Link) -> int:
+            now_ms: int = await link.value(self._sql("check"))
+            return now_ms
+
+        return await self._pool.read(work, attempts_max=2)

@@ -1,0 +1,70 @@
+-- name: load
+SELECT page.*
+FROM unnest($1::smallint[]) AS s (shard)
+CROSS JOIN LATERAL (
+    SELECT j.run_at, j.id, row_number() OVER (ORDER BY j.run_at, j.id) AS nth,
+        j.scheduled_at, j.fencing_token, j.expires_at, j.schedule_id
+    FROM {partition} j
+    WHERE j.finished_at IS NULL
+        AND j.shard = s.shard
+        AND j.queue = $2
+        AND j.priority = $3
+        AND (j.run_at, j.id) > ($4::timestamptz, $5::uuid)
+        AND j.run_at <= $6
+        AND j.state = 'scheduled'
+    ORDER BY j.run_at, j.id
+    LIMIT $7
+) AS page
+ORDER BY page.run_at, page.id
+LIMIT $8;
+
+-- name: unfinished
+SELECT page.*
+FROM unnest($1::smallint[]) AS s (shard)
+CROSS JOIN LATERAL (
+    SELECT j.run_at, j.id, row_number() OVER (ORDER BY j.run_at, j.id) AS nth,
+        j.state = 'running' AS is_running, j.scheduled_at, j.schedule_id, j.expires_at,
+        j.fencing_token, j.worker_id, j.owner, j.started_at,
+        j.cancel_requested_at IS NOT NULL AS cancel_requested, j.task,
+        CASE WHEN j.state = 'running' THEN j.options END AS options,
+        j.attempt, j.failures, j.lost_leases, j.releases, j.max_attempts
+    FROM {partition} j
+    WHERE j.finished_at IS NULL
+        AND j.shard = s.shard
+        AND j.queue = $2
+        AND j.priority = $3
+        AND (j.run_at, j.id) > ($4::timestamptz, $5::uuid)
+        AND j.run_at <= $6
+    ORDER BY j.run_at, j.id
+    LIMIT $7
+) AS page
+ORDER BY page.run_at, page.id
+LIMIT $8;
+
+-- name: count_waiting
+SELECT count(*)
+FROM (
+    SELECT
+    FROM unnest($1::smallint[]) AS s (shard)
+    CROSS JOIN LATERAL (
+        SELECT
+        FROM {partition} j
+        WHERE j.finished_at IS NULL
+            AND j.shard = s.shard
+            AND j.queue = $2
+            AND j.priority = $3
+            AND (j.run_at, j.id) > ($4::timestamptz, $5::uuid)
+            AND j.run_at <= $6
+            AND j.state = 'scheduled'
+        LIMIT $7
+    ) AS page
+    LIMIT $7
+) AS counted;
+
+-- name: find
+SELECT {job_columns}, a.place
+FROM unnest($1::timestamptz[], $2::uuid[]) WITH ORDINALITY AS a (at_time, at_id, place)
+JOIN {partition} j ON j.scheduled_at = a.at_time AND j.id = a.at_id;
+
+-- name: moved
+SELECT id, scheduled_at FROM {schema}.moved_jobs WHERE id = ANY($1::uuid[]);

@@ -1,0 +1,106 @@
+-- name: schedule_columns
+id, spec, args, version, cursor_at, paused, paused_reason, created_at, updated_at, last_fire_at,
+fired, skipped, missed
+
+-- name: schedule_insert
+INSERT INTO {schema}.schedules
+    (id, shard, queue, spec, args, version, cursor_at, paused, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, 1, $6, false, $6, $6)
+ON CONFLICT (id) DO NOTHING
+RETURNING {schedule_columns};
+
+-- name: schedule_get
+SELECT {schedule_columns} FROM {schema}.schedules WHERE id = $1;
+
+-- name: schedule_lock
+SELECT {schedule_columns} FROM {schema}.schedules WHERE id = $1 FOR UPDATE;
+
+-- name: schedule_change
+UPDATE {schema}.schedules
+SET queue = $2, spec = $3, args = $4, version = version + 1, cursor_at = $5, updated_at = $5
+WHERE id = $1
+RETURNING {schedule_columns};
+
+-- name: schedule_pause
+UPDATE {schema}.schedules
+SET paused = $2, paused_reason = $3, version = version + 1, cursor_at = $4, updated_at = $4
+WHERE id = $1
+RETURNING {schedule_columns};
+
+-- name: schedule_delete
+DELETE FROM {schema}.schedules WHERE id = $1;
+
+-- name: schedules
+SELECT {schedule_columns}
+FROM {schema}.schedules
+WHERE id > $1 AND ($3::text[] IS NULL OR queue = ANY($3))
+ORDER BY id
+LIMIT $2;
+
+-- name: schedules_due
+SELECT {schedule_columns}
+FROM {schema}.schedules
+WHERE shard = ANY($1::smallint[]) AND NOT paused AND cursor_at < $2
+ORDER BY cursor_at, id
+LIMIT $3;
+
+-- name: schedule_advance
+UPDATE {schema}.schedules
+SET cursor_at = $4, missed = missed + $5
+WHERE id = $1 AND version = $2 AND cursor_at = $3 AND NOT paused
+RETURNING id;
+
+-- name: ticks_insert
+INSERT INTO {schema}.schedule_ticks (schedule_id, fire_time, job_id)
+SELECT $1, a.fire_time, a.job_id
+FROM unnest($2::timestamptz[], $3::uuid[]) AS a (fire_time, job_id)
+ORDER BY a.fire_time
+ON CONFLICT DO NOTHING
+RETURNING fire_time;
+
+-- name: ticks_jobs
+SELECT job_id FROM {schema}.schedule_ticks
+WHERE schedule_id = $1 AND fire_time = ANY($2::timestamptz[]);
+
+-- name: ticks_of_jobs
+SELECT fire_time FROM {schema}.schedule_ticks
+WHERE schedule_id = $1 AND fire_time < $2 AND job_id = ANY($3::uuid[])
+ORDER BY fire_time
+LIMIT $4;
+
+-- name: ticks_delete
+DELETE FROM {schema}.schedule_ticks WHERE job_id = ANY($1::uuid[]);
+
+-- name: unstarted_cancel
+UPDATE {partition}
+SET state = 'cancelled', reason = $2, finished_at = $3::timestamptz
+WHERE finished_at IS NULL
+    AND schedule_id IS NOT NULL
+    AND schedule_id = $1
+    AND state = 'scheduled'
+    AND attempt = 0
+    AND ($4::uuid[] IS NULL OR id = ANY($4))
+RETURNING id;
+
+-- name: unstarted
+SELECT id FROM {partition}
+WHERE finished_at IS NULL
+    AND schedule_id IS NOT NULL
+    AND schedule_id = $1
+    AND state = 'scheduled'
+    AND attempt = 0;
+
+-- name: active_jobs
+SELECT schedule_id, id FROM {partition}
+WHERE finished_at IS NULL
+    AND schedule_id IS NOT NULL
+    AND schedule_id = ANY($1::text[])
+    AND NOT (state = 'scheduled' AND attempt = 0)
+ORDER BY scheduled_at, id;
+
+-- name: count_skipped
+UPDATE {schema}.schedules
+SET skipped = skipped + $2,
+    fired = fired + $3,
+    last_fire_at = CASE WHEN $3 > 0 THEN $4::timestamptz ELSE last_fire_at END
+WHERE id = $1;

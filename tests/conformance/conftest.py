@@ -1,0 +1,44 @@
+"""The stores that are held to the suite. `store` is open; `peer` is a second one on the same rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+from conformance.rows import SHARDS
+
+from tickwheel.core.ports import Store
+from tickwheel.storage import MemoryStore
+
+_SCHEMAS = count()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def new_store(request: pytest.FixtureRequest) -> Callable[[], Store]:
+    """Make another store, not yet open, on the rows of this test."""
+    if request.param == "memory":
+        shared = MemoryStore(shards=len(SHARDS))
+        return lambda: shared
+    from tickwheel.storage import PostgresStore
+
+    dsn: str = request.getfixturevalue("postgres_dsn")
+    schema = f"conformance_{next(_SCHEMAS)}"
+    return lambda: PostgresStore(dsn, schema=schema, pool_size=4, shards=len(SHARDS))
+
+
+@pytest.fixture
+def store(new_store: Callable[[], Store], runner: asyncio.Runner) -> Iterator[Store]:
+    yield from _opened(new_store(), runner)
+
+
+@pytest.fixture
+def peer(store: Store, new_store: Callable[[], Store], runner: asyncio.Runner) -> Iterator[Store]:
+    yield from _opened(new_store(), runner)
+
+
+def _opened(store: Store, runner: asyncio.Runner) -> Iterator[Store]:
+    runner.run(store.open())
+    yield store
+    runner.run(store.close())

@@ -1,0 +1,190 @@
+"""Rows for the conformance tests, and the steps that bring a job to where a test begins."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from tickwheel.core.ids import mint
+from tickwheel.core.job import (
+    CURSOR_START,
+    Appended,
+    Claim,
+    Claimed,
+    Cursor,
+    Ending,
+    IdempotencyKey,
+    Job,
+    JobFilter,
+    NewJob,
+    Settlement,
+    State,
+    Submission,
+    Waiting,
+)
+from tickwheel.core.ports import Store
+
+SECOND = 1_000
+HOUR = 3_600_000
+DAY = 24 * HOUR
+NOW = time.time_ns() // 1_000_000
+"""The present of all tests: stores make partitions around it."""
+FAR = NOW + 3 * 365 * DAY
+SHARDS = range(8)
+LANE = "5/default"
+OWNER = "boot-a"
+ANY = JobFilter()
+_RNG = random.Random(20260101)
+
+
+def new_job(run_at_ms: int = NOW, **fields: Any) -> NewJob:
+    shard = fields.get("shard", 0)
+    return NewJob(
+        id=mint(run_at_ms, shard, _RNG),
+        scheduled_at_ms=run_at_ms,
+        run_at_ms=run_at_ms,
+        created_at_ms=NOW,
+        expires_at_ms=None,
+        shard=shard,
+        priority=5,
+        max_attempts=5,
+        queue="default",
+        task="send_email",
+        args=b"{}",
+        options=None,
+        tags=None,
+        schedule_id=None,
+        redriven_from=None,
+    )._replace(**fields)
+
+
+def key(name: str, body: bytes = b"body", expires_at_ms: int = NOW + DAY) -> IdempotencyKey:
+    return IdempotencyKey(name, body, expires_at_ms)
+
+
+def claim_of(seen: Job | NewJob, worker_id: str = "worker-1", **fields: Any) -> Claim:
+    token = seen.fencing_token if isinstance(seen, Job) else 0
+    claim = Claim(seen.id, seen.scheduled_at_ms, seen.run_at_ms, token, worker_id)
+    return claim._replace(**fields)
+
+
+def ending_of(seen: Job | NewJob, state: State = State.CANCELLED, **fields: Any) -> Ending:
+    token = seen.fencing_token if isinstance(seen, Job) else 0
+    ending = Ending(seen.id, seen.scheduled_at_ms, seen.run_at_ms, token, state, "overlap")
+    return ending._replace(**fields)
+
+
+def settlement(row: Job, state: State, **fields: Any) -> Settlement:
+    """The end of the attempt that `row` runs, a second from now, its counters as they are."""
+    return Settlement(
+        id=row.id,
+        scheduled_at_ms=row.scheduled_at_ms,
+        fencing_token=row.fencing_token,
+        state=state,
+        run_at_ms=row.run_at_ms,
+        at_ms=NOW + SECOND,
+        attempt=row.attempt,
+        failures=row.failures,
+        lost_leases=row.lost_leases,
+        releases=row.releases,
+        result=None,
+        error=None,
+        reason=None,
+    )._replace(**fields)
+
+
+async def add(store: Store, *jobs: NewJob) -> None:
+    [answer] = await store.append([Submission(jobs)], NOW)
+    assert answer == [Appended(job.id, job.run_at_ms, False) for job in jobs]
+
+
+async def submit(store: Store, job: NewJob, job_key: IdempotencyKey, now_ms: int = NOW) -> Appended:
+    [answer] = await store.append([Submission((job,), (job_key,))], now_ms)
+    assert isinstance(answer, list)
+    [appended] = answer
+    return appended
+
+
+async def row_of(store: Store, job_id: str) -> Job:
+    job = await store.get(job_id)
+    assert job is not None
+    return job
+
+
+async def claim(store: Store, seen: Job | NewJob, now_ms: int = NOW) -> Claimed:
+    [claimed] = await store.claim([claim_of(seen)], OWNER, now_ms)
+    assert claimed is not None
+    return claimed
+
+
+async def start(store: Store, job: NewJob) -> Job:
+    """Add a job, claim it, and return its running row."""
+    await add(store, job)
+    await claim(store, job)
+    return await row_of(store, job.id)
+
+
+async def settle(store: Store, row: Job, state: State, **fields: Any) -> Job:
+    """End the attempt that `row` runs; return the row after that."""
+    assert await store.settle([settlement(row, state, **fields)]) == [True]
+    return await row_of(store, row.id)
+
+
+async def kill(store: Store, job: NewJob, at_ms: int = NOW + SECOND) -> Job:
+    """Add a job and let it die of its first failure; return its row."""
+    row = await start(store, job)
+    return await settle(
+        store,
+        row,
+        State.DEAD,
+        failures=1,
+        error=b'{"type":"E"}',
+        reason="max_attempts",
+        at_ms=at_ms,
+    )
+
+
+async def retry(store: Store, row: Job, run_at_ms: int) -> Job:
+    """Let the attempt that `row` runs fail, to be tried again at `run_at_ms`."""
+    return await settle(store, row, State.SCHEDULED, run_at_ms=run_at_ms, failures=row.failures + 1)
+
+
+async def load(
+    store: Store,
+    lane: str = LANE,
+    *,
+    shards: Sequence[int] = SHARDS,
+    after: Cursor = CURSOR_START,
+    until_ms: int = FAR,
+    limit: int = 1_000,
+) -> list[Waiting]:
+    return await store.load(lane, shards, after, until_ms, limit)
+
+
+async def loaded_ids(store: Store, lane: str = LANE) -> list[str]:
+    return [waiting[0] for waiting in await load(store, lane)]
+
+
+async def listed(store: Store, where: JobFilter = ANY, limit: int = 100) -> list[Job]:
+    """Return all pages of a list, in order."""
+    jobs: list[Job] = []
+    after: Cursor | None = None
+    for _ in range(1_000):
+        page, after = await store.list_jobs(where, after, limit)
+        assert len(page) <= limit
+        jobs += page
+        if after is None:
+            return jobs
+    raise AssertionError("the list has no end")
+
+
+async def eventually(answer: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until it is so; fail after about twenty seconds."""
+    for _ in range(1_000):
+        if await answer():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it never became so")

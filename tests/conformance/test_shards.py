@@ -1,0 +1,145 @@
+"""Shard leases: one owner at a time, an epoch that grows with every change of owner."""
+
+from __future__ import annotations
+
+import asyncio
+
+from conformance.rows import SHARDS, eventually
+
+from tickwheel.core.ports import Store
+
+TTL = 60_000
+SOON = 50
+
+
+async def test_the_first_owner_takes_every_shard(store: Store) -> None:
+    assert await store.shard_count() == len(SHARDS)
+    epochs = await store.acquire_shards("a", TTL)
+    assert sorted(epochs) == list(SHARDS)
+    assert await store.owners() == dict.fromkeys(SHARDS, "a")
+
+
+async def test_before_anybody_came_nobody_owns_anything(store: Store) -> None:
+    assert await store.owners() == {}
+
+
+async def test_a_second_owner_gets_nothing_while_the_first_lives(store: Store, peer: Store) -> None:
+    await store.acquire_shards("a", TTL)
+    assert await peer.acquire_shards("b", TTL) == {}
+    assert await peer.owners() == dict.fromkeys(SHARDS, "a")
+
+
+async def test_an_owner_does_not_take_again_what_it_holds(store: Store) -> None:
+    epochs = await store.acquire_shards("a", TTL)
+    assert await store.acquire_shards("a", TTL) == {}
+    await store.release_shards("a", {6: epochs[6]})
+    again = await store.acquire_shards("a", TTL)
+    assert sorted(again) == [6]
+    assert again[6] > epochs[6]
+    assert await store.renew_shards("a", epochs | again, TTL) == set(SHARDS)
+
+
+async def test_released_shards_are_free_at_once_and_their_epoch_grows(
+    store: Store, peer: Store
+) -> None:
+    first = await store.acquire_shards("a", TTL)
+    given = {shard: first[shard] for shard in (1, 4)}
+    await store.release_shards("a", given)
+    assert sorted(await store.owners()) == [0, 2, 3, 5, 6, 7]
+    second = await peer.acquire_shards("b", TTL)
+    assert sorted(second) == [1, 4]
+    assert all(second[shard] > first[shard] for shard in second)
+    assert {shard for shard, owner in (await store.owners()).items() if owner == "b"} == {1, 4}
+    assert await store.renew_shards("a", first, TTL) == set(SHARDS) - {1, 4}
+
+
+async def test_expired_shards_go_to_the_next_owner(store: Store, peer: Store) -> None:
+    first = await store.acquire_shards("a", SOON)
+    second: dict[int, int] = {}
+
+    async def taken() -> bool:
+        second.update(await peer.acquire_shards("b", TTL))
+        return sorted(second) == list(SHARDS)
+
+    await eventually(taken)
+    assert all(second[shard] > first[shard] for shard in SHARDS)
+    assert await store.renew_shards("a", first, TTL) == set()
+    assert await store.owners() == dict.fromkeys(SHARDS, "b")
+
+
+async def test_an_expired_lease_has_no_owner(store: Store) -> None:
+    await store.acquire_shards("a", SOON)
+
+    async def nobody() -> bool:
+        return await store.owners() == {}
+
+    await eventually(nobody)
+
+
+async def test_renewing_keeps_a_lease_alive(store: Store, peer: Store) -> None:
+    epochs = await store.acquire_shards("a", SOON)
+    kept = {shard: epochs[shard] for shard in (2, 5)}
+    if await store.renew_shards("a", kept, TTL) != {2, 5}:
+        raise AssertionError("an untouched lease was lost")
+    taken: dict[int, int] = {}
+
+    async def the_others() -> bool:
+        taken.update(await peer.acquire_shards("b", TTL))
+        return len(taken) == len(SHARDS) - 2
+
+    await eventually(the_others)
+    assert sorted(taken) == [0, 1, 3, 4, 6, 7]
+    assert await peer.acquire_shards("c", TTL) == {}
+
+
+async def test_renewing_with_a_wrong_epoch_or_owner_is_lost(store: Store) -> None:
+    epochs = await store.acquire_shards("a", TTL)
+    wrong = {**epochs, 3: epochs[3] - 1, 5: epochs[5] + 1}
+    assert await store.renew_shards("a", wrong, TTL) == set(SHARDS) - {3, 5}
+    assert await store.renew_shards("b", epochs, TTL) == set()
+    assert await store.renew_shards("a", {}, TTL) == set()
+
+
+async def test_releasing_with_a_wrong_epoch_or_owner_frees_nothing(
+    store: Store, peer: Store
+) -> None:
+    epochs = await store.acquire_shards("a", TTL)
+    await store.release_shards("a", {shard: epoch - 1 for shard, epoch in epochs.items()})
+    await store.release_shards("b", epochs)
+    await store.release_shards("a", {})
+    assert await peer.acquire_shards("c", TTL) == {}
+
+
+async def test_the_epoch_grows_with_every_change_of_owner(store: Store) -> None:
+    seen: list[int] = []
+    for owner in ("a", "b", "a", "c"):
+        epochs = await store.acquire_shards(owner, TTL)
+        await store.release_shards(owner, epochs)
+        await store.release_shards(owner, epochs)
+        seen.append(epochs[0])
+    assert seen == sorted(set(seen))
+
+
+async def test_of_two_that_race_each_shard_goes_to_one(store: Store, peer: Store) -> None:
+    ours, theirs = await asyncio.gather(
+        store.acquire_shards("a", TTL), peer.acquire_shards("b", TTL)
+    )
+    assert not ours.keys() & theirs.keys()
+    assert sorted([*ours, *theirs]) == list(SHARDS)
+    owners = dict.fromkeys(ours, "a") | dict.fromkeys(theirs, "b")
+    assert await store.owners() == owners
+
+
+async def test_an_owner_that_is_gone_leaves_its_shards_to_the_next(
+    store: Store, peer: Store
+) -> None:
+    first = await store.acquire_shards("a", SOON)
+    await store.close()
+    second: dict[int, int] = {}
+
+    async def taken() -> bool:
+        second.update(await peer.acquire_shards("b", TTL))
+        return sorted(second) == list(SHARDS)
+
+    await eventually(taken)
+    assert all(second[shard] > first[shard] for shard in SHARDS)

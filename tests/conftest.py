@@ -1,0 +1,53 @@
+"""What all tests share: `async def` tests, an event loop per test, and one Postgres per process.
+
+An `async def` test runs on the loop of the `runner` fixture, where its fixtures have already
+opened what it needs, and which is closed, with all its tasks ended, before the next test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """The event loop of one test and its fixtures."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run `async def` tests to their end."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    test = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+    runner = pyfuncitem.funcargs.get("runner")
+    if isinstance(runner, asyncio.Runner):
+        runner.run(test)
+    else:
+        asyncio.run(test)
+    return True
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn() -> Iterator[str]:
+    """The DSN of a server of this process's own, stopped at the end. Use a schema of your own."""
+    from tickwheel.storage import EmbeddedPostgres
+
+    with tempfile.TemporaryDirectory(prefix="tickwheel-") as folder, asyncio.Runner() as runner:
+        # A server started by root runs as another account, which must come in.
+        Path(folder).chmod(0o755)
+        server = EmbeddedPostgres(Path(folder) / "data")
+        dsn = runner.run(server.start())
+        try:
+            yield dsn
+        finally:
+            runner.run(server.stop())

@@ -1,0 +1,216 @@
+"""The rows of the store, watched from one commit to the next.
+
+After each commit the rows that it touched are compared with what they were, against a statement of
+the lifecycle that is independent of the code's: which state follows which, tokens that only grow,
+counters that fit, limits that hold. The history that comes of it (claims and ends by token) is
+what the ledger judges sends and reports by.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from simulation.trace import Trace
+from tickwheel.core.clock import Clock
+from tickwheel.core.job import Job
+from tickwheel.core.job import State as S
+from tickwheel.storage import MemoryStore
+
+Key = tuple[str, int]
+"""(job id, fencing token): one attempt."""
+
+_RELEASES_FREE: Final = 10
+_ENDED: Final = (S.SUCCEEDED, S.DEAD, S.CANCELLED, S.EXPIRED)
+
+
+class View(NamedTuple):
+    """What is compared of a row."""
+
+    state: S
+    token: int
+    run_at_ms: int
+    attempt: int
+    failures: int
+    lost_leases: int
+    releases: int
+    worker_id: str | None
+    cancel_requested: bool
+    reason: str | None
+
+
+class Start(NamedTuple):
+    """A committed claim."""
+
+    attempt: int
+    run_at_ms: int
+    worker_id: str | None
+
+
+class Rows:
+    """Watches one store's rows through all boots of the scheduler."""
+
+    def __init__(self, store: MemoryStore, clock: Clock, trace: Trace) -> None:
+        self._tables = store._tables
+        self._clock = clock
+        self._trace = trace
+        self._seen: dict[str, View] = {}
+        self.starts: dict[Key, Start] = {}
+        """Committed claims."""
+        self.ends: dict[Key, str] = {}
+        """How each attempt ended: `succeeded`, `failed`, `lost`, `released`, `cancelled`."""
+        self.running: Counter[str] = Counter()
+        """Running rows per queue."""
+        self.claims: Counter[str] = Counter()
+        """Committed claims per job."""
+        self.ticks: dict[tuple[str, int, int], list[str]] = {}
+        """(schedule, its generation, fire time) → jobs that were made of it."""
+        self._generations: Counter[str] = Counter()
+        self.lost_at_ms: dict[Key, int] = {}
+        """When the scheduler decided that a lease was lost, wall time."""
+
+    def job(self, job_id: str) -> Job | None:
+        """Return the row as it is now."""
+        return self._tables.jobs.get(job_id)
+
+    def all(self) -> list[Job]:
+        """Return all rows, oldest first."""
+        return list(self._tables.jobs.values())
+
+    def unfinished(self) -> list[Job]:
+        """Return the rows that have not ended."""
+        return [job for job in self._tables.jobs.values() if job.finished_at_ms is None]
+
+    def committed(self, name: str, arguments: list[Any]) -> None:
+        """Look at what a call of the store has written."""
+        for job_id in self._touched(name, arguments):
+            job = self._tables.jobs.get(job_id)
+            if job is None:
+                if job_id in self._seen:
+                    self._trace.violate("I1", f"the row of {job_id} is gone after {name}")
+                continue
+            now = _view(job)
+            was = self._seen.get(job_id)
+            if was != now:
+                self._seen[job_id] = now
+                self._changed(name, job, was, now)
+        if name == "settle":
+            for settlement in arguments[0]:
+                key = (settlement.id, settlement.fencing_token)
+                if self.ends.get(key) == "lost":
+                    self.lost_at_ms.setdefault(key, settlement.at_ms)
+        elif name == "tick":
+            self._ticked(arguments)
+        elif name == "delete_schedule":
+            self._generations[arguments[0]] += 1
+
+    def _touched(self, name: str, arguments: list[Any]) -> Iterable[str]:
+        if name in ("claim", "settle", "end_waiting"):
+            return [each.id for each in arguments[0]]
+        if name in ("cancel", "reschedule"):
+            return [arguments[0]]
+        if name == "append":
+            return [job.id for submission in arguments[0] for job in submission.jobs]
+        if name in ("touch_lane", "put_queue", "acquire_shards", "renew_shards", "release_shards"):
+            return []
+        return list({**self._seen, **self._tables.jobs})
+
+    def _changed(self, name: str, job: Job, was: View | None, now: View) -> None:
+        self._trace.note(
+            f"row {job.id[-6:]} {now.state.value} {now.token & 0xFFFF} a{now.attempt}"
+            f" f{now.failures} l{now.lost_leases} r{now.releases} {name} {now.reason or ''}"
+        )
+        before = was.state if was is not None else None
+        if was is None:
+            fits = now.state is S.SCHEDULED and not (now.token or now.attempt or now.failures)
+        elif before in _ENDED:
+            self._trace.violate("I9", f"{job.id} ended as {was} and then became {now} by {name}")
+            return
+        elif before is S.SCHEDULED and now.state is S.RUNNING:
+            fits = self._claimed(job, was, now)
+        elif before is S.RUNNING and now.state is S.RUNNING:
+            fits = was._replace(cancel_requested=True) == now
+        elif before is S.RUNNING:
+            fits = self._ended(job, was, now)
+        elif now.state is S.SCHEDULED:
+            fits = was._replace(run_at_ms=now.run_at_ms) == now
+        else:
+            fits = now.state in (S.CANCELLED, S.EXPIRED) and was.token == now.token
+        if not fits:
+            self._trace.violate("lifecycle", f"{job.id} went from {was} to {now} by {name}")
+
+    def _claimed(self, job: Job, was: View, now: View) -> bool:
+        if now.token <= was.token:
+            self._trace.violate("I5", f"{job.id}: token {now.token} after {was.token}")
+        self.starts[job.id, now.token] = Start(now.attempt, now.run_at_ms, now.worker_id)
+        self.claims[job.id] += 1
+        self.running[job.queue] += 1
+        most = self._tables.queues[job.queue].max_running
+        if most is not None and self.running[job.queue] > most:
+            self._trace.violate("I15", f"{self.running[job.queue]} of {job.queue} run, not {most}")
+        counters = (now.attempt - 1, now.failures, now.lost_leases, now.releases)
+        return counters == (was.attempt, was.failures, was.lost_leases, was.releases)
+
+    def _ended(self, job: Job, was: View, now: View) -> bool:
+        key = (job.id, was.token)
+        if key in self.ends:
+            self._trace.violate("I6", f"{key} ended as {self.ends[key]}, and again as {now}")
+        self.ends[key] = _end(was, now)
+        self.running[job.queue] -= 1
+        if was.cancel_requested and now.state not in (S.SUCCEEDED, S.CANCELLED):
+            self._trace.violate("I18", f"{job.id} was asked to stop and became {now}")
+        if now.state is S.DEAD and job.id not in self._tables.letters:
+            self._trace.violate("I8", f"{job.id} is dead without a letter")
+        uncharged = now.releases > was.releases and now.releases <= _RELEASES_FREE
+        return (
+            now.token == was.token
+            and now.state is not S.EXPIRED
+            and now.attempt == was.attempt - uncharged
+            and now.failures + now.lost_leases + now.releases
+            <= was.failures + was.lost_leases + was.releases + 2
+        )
+
+    def _ticked(self, arguments: list[Any]) -> None:
+        schedule, ticks = arguments[0], arguments[2]
+        for tick in ticks:
+            if tick.job.id in self._tables.jobs:
+                place = (schedule.id, self._generations[schedule.id], tick.fire_time_ms)
+                made = self.ticks.setdefault(place, [])
+                if tick.job.id not in made:
+                    made.append(tick.job.id)
+                    self._one_per_tick(place, made)
+
+    def _one_per_tick(self, place: tuple[str, int, int], made: list[str]) -> None:
+        live = [
+            job_id
+            for job_id in made
+            if (job := self._tables.jobs[job_id]).reason != "schedule_changed" or job.attempt
+        ]
+        if len(live) > 1:
+            self._trace.violate("I10", f"{place} has the jobs {live}")
+
+
+def _end(was: View, now: View) -> str:
+    if now.releases > was.releases:
+        return "released"
+    if now.lost_leases > was.lost_leases:
+        return "lost"
+    if now.failures > was.failures:
+        return "failed"
+    return now.state.value
+
+
+def _view(job: Job) -> View:
+    return View(
+        job.state,
+        job.fencing_token,
+        job.run_at_ms,
+        job.attempt,
+        job.failures,
+        job.lost_leases,
+        job.releases,
+        job.worker_id,
+        job.cancel_requested_at_ms is not None,
+        job.reason,
+    )

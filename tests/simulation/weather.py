@@ -1,0 +1,34 @@
+"""The dice of a world: which call meets which fault. When the faults stop, all is calm."""
+
+from __future__ import annotations
+
+import random
+
+from simulation.faults import Faults
+
+
+class Weather:
+    """Draws faults while `stormy`; afterwards only short delays."""
+
+    def __init__(self, faults: Faults, rng: random.Random) -> None:
+        self.faults = faults
+        self.stormy = True
+        self._rng = rng
+
+    def strikes(self, share: float) -> bool:
+        """Throw the dice for a fault that has this share of the calls."""
+        return self.stormy and share > 0 and self._rng.random() < share
+
+    def net_seconds(self) -> float:
+        """Return how long one message takes."""
+        faults = self.faults
+        if self.strikes(faults.net_slow_share):
+            return self._rng.uniform(0, faults.net_slow_ms) / 1000
+        return self._rng.uniform(0, faults.net_delay_ms) / 1000
+
+    def store_seconds(self) -> float:
+        """Return how long half a round trip to the store takes."""
+        faults = self.faults
+        if self.strikes(faults.store_slow_share):
+            return self._rng.uniform(0, faults.store_slow_ms) / 1000
+        return self._rng.uniform(0, faults.store_delay_ms) / 1000

@@ -1,0 +1,258 @@
+"""Submitting: what goes over the wire, and what is repeated when an answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from fake_scheduler import FakeScheduler
+
+from tickwheel.client import (
+    Client,
+    ClientError,
+    Conflict,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    NotOwner,
+    ProblemError,
+    TryLater,
+    Unreachable,
+    batching,
+)
+from tickwheel.client.submission import BODY_BYTES_MAX, split
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeScheduler]:
+    with FakeScheduler() as fake:
+        yield fake
+
+
+async def test_a_submission_says_what_was_given_and_nothing_else(fake: FakeScheduler) -> None:
+    async with Client(fake.url, auto_keys=False, api_key="tw_secret") as client:
+        job = await client.submit("send", {"to": 1}, delay=2.5, queue="mail", tags=["a"])
+        await client.submit("send")
+    assert job["id"].startswith("job-")
+    first, second = fake.asked("submit")
+    assert first.body == {
+        "task": "send",
+        "args": {"to": 1},
+        "queue": "mail",
+        "delay_seconds": 2.5,
+        "tags": ["a"],
+    }
+    assert first.headers["Authorization"] == "Bearer tw_secret"
+    assert second.body == {"task": "send"}
+
+
+async def test_a_time_is_sent_with_its_zone_and_refused_without(fake: FakeScheduler) -> None:
+    berlin = datetime(2030, 1, 31, 10, tzinfo=timezone(timedelta(hours=1)))
+    async with Client(fake.url) as client:
+        await client.submit("send", run_at=berlin)
+        with pytest.raises(ValueError, match="timezone"):
+            await client.submit("send", run_at=datetime(2030, 1, 31))
+        with pytest.raises(ValueError, match="not both"):
+            await client.submit("send", run_at=datetime.now(UTC), delay=1.0)
+        with pytest.raises(TypeError, match="pirority"):
+            await client.submit("send", pirority=1)  # type: ignore[call-arg]
+    (asked,) = fake.asked("submit")
+    assert asked.body["run_at"] == "2030-01-31T09:00:00+00:00"
+
+
+async def test_a_lost_answer_is_asked_for_again_under_one_key(fake: FakeScheduler) -> None:
+    fake.lose("submit", times=2)
+    async with Client(fake.url) as client:
+        await client.submit("send")
+        await client.submit("send")
+    keys = [asked.body["idempotency_key"] for asked in fake.asked("submit")]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+async def test_without_a_key_a_lost_answer_is_not_asked_for_again(fake: FakeScheduler) -> None:
+    fake.lose("submit", times=2)
+    async with Client(fake.url, auto_keys=False) as client:
+        with pytest.raises(Unreachable):
+            await client.submit("send")
+        with pytest.raises(Unreachable):
+            await client.submit_many([{"task": "a", "idempotency_key": "k"}, {"task": "b"}])
+        assert len(fake.asked("submit")) == 2
+        fake.lose("submit", times=2)
+        await client.submit("send", idempotency_key="mine")
+        fake.lose("submit")
+        await client.submit_many([{"task": "a", "idempotency_key": "k"}])
+    assert len(fake.asked("submit")) == 7
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_what_surely_was_not_written_is_repeated_after_the_time_told(
+    fake: FakeScheduler, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    fake.refuse("submit", status, "queue_full", times=2, retry_after=7.0)
+    fake.refuse("submit", status, "queue_full", retry_after=10_000.0)
+    async with Client(fake.url, auto_keys=False) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("tickwheel.client.transport.asyncio.sleep", sleep)
+            await client.submit("send")
+    assert slept == [7.0, 7.0, 30.0]
+
+
+async def test_an_unknown_outcome_is_repeated_only_under_a_key(fake: FakeScheduler) -> None:
+    fake.refuse("submit", 503, "outcome_unknown", times=2)
+    async with Client(fake.url) as client:
+        await client.submit("send")
+        with pytest.raises(TryLater):
+            await client.submit_many([{"task": "send"}])
+
+
+async def test_retries_end(fake: FakeScheduler) -> None:
+    fake.refuse("submit", 503, "unavailable", times=100)
+    async with Client(fake.url, retries=2) as client:
+        with pytest.raises(TryLater):
+            await client.submit("send")
+    assert len(fake.asked("submit")) == 3
+
+
+async def test_nobody_listening_is_repeated_and_then_told(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = FakeScheduler()
+    with gone:
+        url = gone.url
+    async with Client(url, retries=1, auto_keys=False) as client:
+        with pytest.raises(Unreachable) as caught:
+            await client.submit("send")
+    assert caught.value.sent is False
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidRequest),
+        (401, NotAllowed),
+        (403, NotAllowed),
+        (404, NotFound),
+        (409, Conflict),
+        (413, InvalidRequest),
+        (421, NotOwner),
+        (422, InvalidRequest),
+        (500, TryLater),
+    ],
+)
+async def test_a_refusal_is_raised_by_who_must_act(
+    fake: FakeScheduler, status: int, kind: type[ProblemError]
+) -> None:
+    fake.refuse("submit", status, "some_code", times=9)
+    async with Client(fake.url) as client:
+        with pytest.raises(kind) as caught:
+            await client.submit("send")
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.code) == (status, "some_code")
+    assert len(fake.asked("submit")) == 1
+
+
+async def test_many_jobs_go_in_requests_of_a_thousand(fake: FakeScheduler) -> None:
+    async with Client(fake.url) as client:
+        answers = await client.submit_many([{"task": f"t{n}"} for n in range(2_500)])
+    sent = [asked.body["jobs"] for asked in fake.asked("submit")]
+    assert [len(jobs) for jobs in sent] == [1_000, 1_000, 500]
+    assert [job["task"] for jobs in sent for job in jobs] == [f"t{n}" for n in range(2_500)]
+    assert len({answer["id"] for answer in answers}) == 2_500
+
+
+async def test_an_error_among_many_tells_what_went_through(fake: FakeScheduler) -> None:
+    fake.poison.add("bad")
+    async with Client(fake.url) as client:
+        with pytest.raises(InvalidRequest) as caught:
+            await client.submit_many([{"task": "ok"}] * 1_000 + [{"task": "bad"}])
+    assert len(caught.value.submitted) == 1_000
+
+
+def test_a_request_is_cut_before_it_is_too_long() -> None:
+    jobs = [b"x" * (BODY_BYTES_MAX // 3)] * 5 + [b"y" * (2 * BODY_BYTES_MAX)]
+    assert [len(batch) for batch in split(jobs)] == [3, 2, 1]
+
+
+async def test_a_batch_gathers_what_is_submitted_at_once_and_answers_each(
+    fake: FakeScheduler,
+) -> None:
+    async with Client(fake.url) as client, client.batch() as batch:
+        answers = await asyncio.gather(*[batch.submit("t", {"n": n}) for n in range(300)])
+    assert len(fake.asked("submit")) == 1
+    jobs = fake.asked("submit")[0].body["jobs"]
+    assert [job["args"]["n"] for job in jobs] == list(range(300))
+    numbers = [int(answer["id"].removeprefix("job-")) for answer in answers]
+    assert numbers == sorted(numbers)
+
+
+async def test_a_bad_job_in_a_batch_fails_alone(fake: FakeScheduler) -> None:
+    fake.poison.add("bad")
+    async with Client(fake.url) as client, client.batch() as batch:
+        answers = await asyncio.gather(
+            *[batch.submit("bad" if n == 37 else "t") for n in range(100)], return_exceptions=True
+        )
+    failed = [n for n, answer in enumerate(answers) if isinstance(answer, BaseException)]
+    assert failed == [37]
+    assert isinstance(answers[37], InvalidRequest)
+
+
+async def test_a_batch_that_is_refused_for_now_fails_whole(fake: FakeScheduler) -> None:
+    fake.refuse("submit", 503, "unavailable", times=100)
+    async with Client(fake.url, retries=0) as client, client.batch() as batch:
+        answers = await asyncio.gather(
+            *[batch.submit("t") for _ in range(10)], return_exceptions=True
+        )
+    assert all(isinstance(answer, TryLater) for answer in answers)
+    assert len(fake.asked("submit")) == 1
+
+
+async def test_leaving_a_batch_sends_what_is_left(fake: FakeScheduler) -> None:
+    async with Client(fake.url) as client:
+        async with client.batch() as batch:
+            waiting = [asyncio.create_task(batch.submit("t")) for _ in range(5)]
+            await asyncio.sleep(0)
+        assert all(isinstance(await task, dict) for task in waiting)
+        with pytest.raises(RuntimeError, match="closed"):
+            await batch.submit("t")
+
+
+async def test_a_batch_keeps_few_requests_under_way_and_fills_them(fake: FakeScheduler) -> None:
+    under_way = most = 0
+    sizes: list[int] = []
+
+    async def send(jobs: list[bytes], keyed: bool) -> list[Any]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        sizes.append(len(jobs))
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return [{"id": "x"}] * len(jobs)
+
+    async with batching.Batcher(send) as batch:
+        await asyncio.gather(*[batch.submit("t") for _ in range(9_000)])
+    assert most <= batching.REQUESTS_IN_FLIGHT_MAX
+    assert sum(sizes) == 9_000
+    assert max(sizes) == 1_000
+    assert len(sizes) <= 12
+
+
+async def test_something_else_than_a_scheduler_is_told_apart(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def html(*args: object, **kwargs: object) -> bytes:
+        return b"<html>"
+
+    async with Client(fake.url) as client:
+        monkeypatch.setattr(client._transport, "send", html)
+        client._transport.retries = 0
+        with pytest.raises(ClientError, match="is that a scheduler"):
+            await client.submit("send")

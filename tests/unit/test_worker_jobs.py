@@ -1,0 +1,350 @@
+"""What becomes of one job in a worker: how handlers are called, and how each ending is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from fake_scheduler import FakeScheduler
+
+from tickwheel.client import Context, Fatal, Retry, Worker
+from tickwheel.client.outcome import ERROR_BYTES_MAX
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeScheduler]:
+    with FakeScheduler() as fake:
+        yield fake
+
+
+async def test_an_async_handler_gets_its_args_and_its_result_is_reported(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task("add")
+    async def add(a: int, b: int) -> dict[str, int]:
+        return {"sum": a + b}
+
+    async with worker:
+        job_id = fake.offer("add", {"a": 1, "b": 2}, fencing_token=7)
+        item = await fake.reported("succeeded", job_id)
+    assert item == {"job_id": job_id, "fencing_token": 7, "result": {"sum": 3}}
+
+
+async def test_a_sync_handler_runs_in_another_thread_with_the_callers_context(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    threads = []
+
+    @worker.task
+    def where() -> None:
+        threads.append(threading.current_thread().name)
+
+    async with worker:
+        item = await fake.reported("succeeded", fake.offer("where"))
+    assert "result" not in item
+    assert threads[0].startswith("tickwheel-job")
+
+
+async def test_the_context_tells_the_attempt(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    seen: dict[str, Any] = {}
+
+    @worker.task
+    async def look(ctx: Context, x: int) -> None:
+        seen.update(
+            {name: getattr(ctx, name) for name in dir(ctx) if not name.startswith("_")}, x=x
+        )
+
+    async with worker:
+        fields = {"attempt": 3, "max_attempts": 4, "headers": {"trace": "t"}, "fencing_token": 9}
+        job_id = fake.offer("look", {"x": 1}, timeout_seconds=60.0, **fields)
+        await fake.reported("succeeded", job_id)
+    assert (seen["job_id"], seen["task"], seen["queue"], seen["x"]) == (
+        job_id,
+        "look",
+        "default",
+        1,
+    )
+    assert (seen["attempt"], seen["max_attempts"], seen["fencing_token"]) == (3, 4, 9)
+    assert seen["headers"] == {"trace": "t"}
+    assert seen["run_at"] == datetime(2030, 1, 31, 9, tzinfo=UTC)
+    assert seen["cancelled"] is False
+    assert timedelta(0) < seen["deadline"] - datetime.now(UTC) <= timedelta(seconds=60)
+
+
+async def test_a_raised_error_is_reported_with_its_type_message_and_traceback(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def bad() -> None:
+        raise KeyError("colour \ud800")
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("bad"))
+    assert item["error"]["type"] == "KeyError"
+    assert "colour" in item["error"]["message"]
+    assert "in bad" in item["error"]["traceback"]
+    assert "_execute" not in item["error"]["traceback"]
+    assert item["retryable"] is True
+    assert "retry_after_seconds" not in item
+
+
+async def test_over_long_error_texts_are_cut_to_what_the_scheduler_keeps(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def loud() -> None:
+        raise ValueError("\x01" * 100_000)
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("loud"))
+    assert item["error"]["type"] == "ValueError"
+    assert len(item["error"]["message"] + item["error"]["traceback"]) * 6 <= ERROR_BYTES_MAX
+
+
+async def test_retry_and_fatal_say_how_the_attempt_failed(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def later() -> None:
+        raise Retry("busy", after_seconds=12.5)
+
+    @worker.task
+    def never() -> None:
+        raise Fatal("no such user")
+
+    async with worker:
+        retry = await fake.reported("failed", fake.offer("later"))
+        fatal = await fake.reported("failed", fake.offer("never"))
+    assert (retry["retryable"], retry["retry_after_seconds"]) == (True, 12.5)
+    assert (fatal["retryable"], fatal["error"]["type"]) == (False, "Fatal")
+
+
+@pytest.mark.parametrize(
+    ("result", "type_"), [("x" * 70_000, "ResultTooLarge"), (object(), "ResultNotJSON")]
+)
+async def test_a_result_that_cant_be_kept_fails_the_job_for_good(
+    fake: FakeScheduler, result: object, type_: str
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def make() -> object:
+        return result
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("make"))
+    assert (item["retryable"], item["error"]["type"]) == (False, type_)
+
+
+async def test_an_unknown_task_and_wrong_args_fail_and_may_be_tried_again(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def one(a: int) -> None:
+        pass
+
+    async with worker:
+        unknown = await fake.reported("failed", fake.offer("nobody-knows"))
+        wrong = await fake.reported("failed", fake.offer("one", {"b": 1}))
+    assert (unknown["retryable"], unknown["error"]["type"]) == (True, "UnknownTask")
+    assert (wrong["retryable"], wrong["error"]["type"]) == (True, "TypeError")
+
+
+async def test_sys_exit_in_a_handler_fails_the_job_and_not_the_worker(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    def leave() -> None:
+        raise SystemExit(3)
+
+    @worker.task
+    async def stay() -> None:
+        raise SystemExit(3)
+
+    async with worker:
+        for task in ("leave", "stay"):
+            item = await fake.reported("failed", fake.offer(task))
+            assert item["error"]["type"] == "SystemExit"
+
+
+async def test_a_timeout_cancels_an_async_handler_and_fails_the_attempt(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    cancelled = []
+
+    @worker.task
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("hang", timeout_seconds=0.05))
+    assert (item["retryable"], item["error"]["type"]) == (True, "Timeout")
+    assert cancelled == [True]
+
+
+async def test_a_timed_out_sync_handler_is_told_and_keeps_its_lease_until_it_ends(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    told = threading.Event()
+    go_on = threading.Event()
+
+    @worker.task
+    def spin(ctx: Context) -> None:
+        while not ctx.cancelled:
+            pass
+        told.set()
+        assert go_on.wait(20)
+        ctx.raise_if_cancelled()
+
+    async with worker:
+        job_id = fake.offer("spin", timeout_seconds=0.05, lease_seconds=1.0)
+        await asyncio.to_thread(told.wait, 20)
+        seen = len(fake.asked("report"))
+        await fake.until(lambda: len(fake.asked("report")) > seen)  # a renewal
+        assert job_id not in fake.items("failed")
+        go_on.set()
+        item = await fake.reported("failed", job_id)
+    assert item["error"]["type"] == "Timeout"
+
+
+async def test_progress_goes_with_the_next_renewal(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def work(ctx: Context) -> None:
+        with pytest.raises(ValueError, match="4096"):
+            ctx.progress("x" * 5_000)
+        ctx.progress({"percent": 40})
+        await asyncio.Event().wait()
+
+    async with worker:
+        job_id = fake.offer("work", lease_seconds=1.0)
+        await fake.until(lambda: "progress" in fake.items("running").get(job_id, {}))
+        worker.grace_seconds = 0.0
+    assert fake.items("running")[job_id]["progress"] == {"percent": 40}
+
+
+async def test_hooks_run_at_start_and_stop_and_around_each_job(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    log: list[str] = []
+
+    @worker.on_start
+    async def started() -> None:
+        log.append("start")
+
+    @worker.on_stop
+    def stopped() -> None:
+        log.append("stop")
+
+    @worker.around
+    async def outer(ctx: Context, call: Any) -> Any:
+        log.append(f"before {ctx.task}")
+        try:
+            return await call()
+        finally:
+            log.append("after")
+
+    @worker.around
+    async def inner(ctx: Context, call: Any) -> Any:
+        log.append("inner")
+        return await call()
+
+    @worker.task
+    def job() -> int:
+        log.append("job")
+        return 5
+
+    async with worker:
+        item = await fake.reported("succeeded", fake.offer("job"))
+    assert log == ["start", "before job", "inner", "job", "after", "stop"]
+    assert item["result"] == 5
+
+
+async def test_handlers_never_see_each_others_context_variables(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, queues={"default": 100})
+    who: contextvars.ContextVar[int | None] = contextvars.ContextVar("who", default=None)
+    seen: list[int | None] = []
+
+    @worker.task
+    async def mark(number: int) -> None:
+        seen.append(who.get())
+        who.set(number)
+
+    ids = [fake.offer("mark", {"number": number}) for number in range(50)]
+    async with worker:
+        await fake.until(lambda: set(ids) <= fake.items("succeeded").keys())
+    assert seen == [None] * 50
+
+
+async def test_a_timeout_that_a_handler_sets_before_it_first_suspends_hits_that_handler(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url, queues={"default": 100})
+
+    @worker.task
+    async def waits(seconds: float) -> str:
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return "timed out"
+        return "never"
+
+    @worker.task
+    async def quick() -> str:
+        return "done"
+
+    tasks = [("waits", {"seconds": 0.01 * n}) if n % 2 else ("quick", {}) for n in range(40)]
+    ids = [fake.offer(task, args) for task, args in tasks]
+    async with worker:
+        await fake.until(lambda: set(ids) <= fake.items("succeeded").keys())
+    results = [fake.items("succeeded")[job_id]["result"] for job_id in ids]
+    assert results == ["timed out" if n % 2 else "done" for n in range(40)]
+
+
+async def test_a_handler_that_cancels_itself_harms_no_other(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, queues={"default": 100})
+
+    @worker.task
+    async def selfish(number: int) -> None:
+        if number == 3:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    ids = [fake.offer("selfish", {"number": number}) for number in range(10)]
+    async with worker:
+        await fake.until(lambda: set(ids) <= fake.items("succeeded").keys())
+    assert fake.items("failed") == {}
+
+
+def test_a_worker_refuses_what_can_never_work() -> None:
+    with pytest.raises(ValueError, match="URL"):
+        Worker("127.0.0.1:8080")
+    with pytest.raises(ValueError, match="slot"):
+        Worker("http://127.0.0.1", queues={"default": 0})
+    worker = Worker("http://127.0.0.1")
+    worker.task("a")(lambda: None)
+    with pytest.raises(ValueError, match="twice"):
+        worker.task("a")(lambda: None)

@@ -1,0 +1,513 @@
+"""The worker protocol under faults: lost replies, lost leases, lost sessions, and a good end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fake_scheduler import FakeScheduler
+
+from tickwheel.client import Context, NotAllowed, Worker, runtime, session
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeScheduler]:
+    with FakeScheduler() as fake:
+        yield fake
+
+
+class Waiting:
+    """A task whose handler waits to be let go, and what became of it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.started = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        worker.task("wait")(self.wait)
+
+    async def wait(self) -> str:
+        self.started.set()
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return "done"
+
+
+async def test_a_lost_poll_reply_is_asked_for_again_with_the_same_seq(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    runs = []
+
+    @worker.task
+    async def once() -> None:
+        runs.append(1)
+
+    fake.lose("poll")
+    job_id = fake.offer("once")
+    async with worker:
+        await fake.reported("succeeded", job_id)
+    first, second = fake.asked("poll")[:2]
+    assert first.body["seq"] == second.body["seq"]
+    assert runs == [1]
+
+
+async def test_a_lost_report_reply_is_reported_again(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def once() -> None:
+        pass
+
+    fake.lose("report", times=2)
+    job_id = fake.offer("once")
+    async with worker:
+        await fake.reported("succeeded", job_id)
+    reports = [asked.body for asked in fake.asked("report") if asked.body.get("succeeded")]
+    assert len(reports) == 3
+    assert reports[0] == reports[1] == reports[2]
+
+
+async def test_the_jobs_that_end_together_are_reported_together(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, queues={"default": 200})
+
+    @worker.task
+    async def quick() -> None:
+        pass
+
+    ids = {fake.offer("quick") for _ in range(100)}
+    async with worker:
+        await fake.until(lambda: ids <= fake.items("succeeded").keys())
+    reports = [asked for asked in fake.asked("report") if asked.body.get("succeeded")]
+    assert len(reports) <= 5
+
+
+async def test_a_stale_renewal_stops_the_handler_and_nothing_is_reported(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait", lease_seconds=1.0)
+        fake.stale.add(job_id)
+        await waiting.cancelled.wait()
+        await fake.reported("succeeded", _quick(worker, fake))
+    assert job_id not in _ended(fake)
+
+
+@pytest.mark.parametrize("lease_seconds", [30.0, 1.0])  # by the poll's answer, or a renewal's
+async def test_a_cancelled_job_is_stopped_and_fails_for_good(
+    fake: FakeScheduler, lease_seconds: float
+) -> None:
+    worker = Worker(fake.url, queues={"default": 1} if lease_seconds == 1.0 else {"default": 2})
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait", lease_seconds=lease_seconds)
+        await waiting.started.wait()
+        fake.cancel(job_id)
+        item = await fake.reported("failed", job_id)
+    assert (item["error"]["type"], item["retryable"]) == ("Cancelled", False)
+
+
+async def test_a_cancelled_sync_handler_is_told_by_its_context(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    started = threading.Event()
+
+    @worker.task
+    def spin(ctx: Context) -> None:
+        started.set()
+        while not ctx.cancelled:
+            pass
+        ctx.raise_if_cancelled()
+
+    async with worker:
+        job_id = fake.offer("spin")
+        await asyncio.to_thread(started.wait, 20)
+        fake.cancel(job_id)
+        item = await fake.reported("failed", job_id)
+    assert item["error"]["type"] == "Cancelled"
+
+
+async def test_after_a_schedulers_restart_the_worker_registers_and_lists_its_leases(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait")
+        await waiting.started.wait()
+        fake.forget_workers()
+        await fake.until(lambda: job_id in fake.items("running"))
+        waiting.go_on.set()
+        await fake.reported("succeeded", job_id)
+        old, new = (asked.worker_id for asked in _first_polls(fake))
+    running = [asked.worker_id for asked in fake.asked("report") if asked.body.get("running")]
+    assert set(running) == {new}
+    assert old != new
+    assert not waiting.cancelled.is_set()
+
+
+async def test_a_report_to_a_scheduler_that_forgot_the_session_goes_to_the_new_session(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def quick() -> None:
+        pass
+
+    fake.refuse("report", 404, "unknown_worker")
+    async with worker:
+        job_id = fake.offer("quick")
+        await fake.until(lambda: len(fake.asked("report")) == 2)
+    first, second = fake.asked("report")[:2]
+    assert first.worker_id != second.worker_id
+    assert first.body["succeeded"] == second.body["succeeded"]
+    assert first.body["succeeded"][0]["job_id"] == job_id
+
+
+async def test_a_handler_whose_lease_is_not_renewed_in_time_is_stopped_and_not_reported(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait", lease_seconds=1.0)
+        await waiting.started.wait()
+        fake.refuse("report", 503, "unavailable", times=1_000)
+        await waiting.cancelled.wait()
+        assert len(fake.asked("report")) >= 2
+    assert job_id not in fake.items("succeeded")
+    assert not any(asked.body.get("failed") for asked in fake.asked("report"))
+
+
+async def test_a_renewed_lease_outlives_its_ttl(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait", lease_seconds=0.5)
+        # Renewed every third of a TTL: by the seventh, two TTLs are over.
+        await fake.until(lambda: len(fake.asked("report")) >= 7)
+        waiting.go_on.set()
+        await fake.reported("succeeded", job_id)
+
+
+async def test_a_handler_that_blocks_the_loop_starves_no_renewal(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def block() -> None:
+        fake.wait_until(lambda: len(fake.asked("report")) >= 5)
+
+    async with worker:
+        job_id = fake.offer("block", lease_seconds=1.0)
+        await fake.reported("succeeded", job_id)
+    running = [asked for asked in fake.asked("report") if asked.body.get("running")]
+    assert len(running) >= 5
+
+
+async def test_a_newer_lease_for_a_running_job_stops_the_older_attempt(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    tokens: list[int] = []
+    cancelled = asyncio.Event()
+
+    @worker.task
+    async def work(ctx: Context) -> None:
+        tokens.append(ctx.fencing_token)
+        if ctx.fencing_token == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+    async with worker:
+        fake.offer("work", id="same", fencing_token=1)
+        await fake.until(lambda: len(fake.asked("poll")) >= 2)
+        fake.offer("work", id="same", fencing_token=2)
+        item = await fake.reported("succeeded", "same")
+        await cancelled.wait()
+    assert tokens == [1, 2]
+    assert item["fencing_token"] == 2
+    assert "same" not in fake.items("failed")
+
+
+async def test_a_slot_that_comes_free_interrupts_a_poll_that_did_not_ask_for_it(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url, queues={"fast": 1, "slow": 1})
+    waiting = Waiting(worker)
+
+    @worker.task
+    async def quick() -> None:
+        pass
+
+    async with worker:
+        fake.offer("wait", queue="fast")
+        await fake.until(lambda: _slots(fake) == {"slow": 1})
+        waiting.go_on.set()
+        await fake.until(lambda: _slots(fake) == {"fast": 1, "slow": 1})
+        await fake.reported("succeeded", fake.offer("quick", queue="fast"))
+    polls = [(asked.body["seq"], asked.body["slots"]) for asked in fake.asked("poll")]
+    interrupted = polls.index((2, {"slow": 1}))
+    assert polls[interrupted + 1] == (2, {"fast": 1, "slow": 1})
+
+
+async def test_slow_jobs_take_no_slot_of_another_queue(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, queues={"fast": 2, "slow": 2})
+    Waiting(worker)
+
+    @worker.task
+    async def quick() -> None:
+        pass
+
+    for _ in range(5):
+        fake.offer("wait", queue="slow")
+    ids = {fake.offer("quick", queue="fast") for _ in range(5)}
+    async with worker:
+        await fake.until(lambda: ids <= fake.items("succeeded").keys())
+        assert _slots(fake) == {"fast": 2}
+        worker.grace_seconds = 0.0
+
+
+async def test_one_unreadable_item_costs_no_other_its_report(
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(fake.url, queues={"default": 20})
+
+    @worker.task
+    async def quick() -> None:
+        pass
+
+    ids = [fake.offer("quick") for _ in range(10)]
+    fake.poison.add(ids[3])
+    others = set(ids) - fake.poison
+
+    def settled() -> bool:
+        reports = [asked.body.get("succeeded", []) for asked in fake.asked("report")]
+        good = [r for r in reports if not any(i["job_id"] in fake.poison for i in r)]
+        return others <= {item["job_id"] for report in good for item in report}
+
+    async with worker:
+        await fake.until(settled)
+    assert [r for r in caplog.records if r.levelno == logging.ERROR and "dropped" in r.message]
+
+
+async def test_every_request_carries_the_api_key(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, api_key="tw_secret")
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait", lease_seconds=1.0)
+        await fake.until(lambda: fake.items("running"))
+        waiting.go_on.set()
+        await fake.reported("succeeded", job_id)
+    verbs = {asked.verb for asked in fake.requests}
+    assert verbs == {"register", "poll", "report", "leave"}
+    assert {asked.headers["Authorization"] for asked in fake.requests} == {"Bearer tw_secret"}
+
+
+async def test_the_first_registration_being_refused_ends_the_worker(fake: FakeScheduler) -> None:
+    fake.refuse("register", 401, "unauthorized")
+    with pytest.raises(NotAllowed):
+        await Worker(fake.url).serve()
+
+
+async def test_a_scheduler_that_is_not_ready_yet_is_waited_for(fake: FakeScheduler) -> None:
+    fake.refuse("register", 503, "unavailable", times=2)
+    fake.refuse("poll", 500, "internal", times=2)
+    worker = Worker(fake.url)
+    async with worker:
+        await fake.reported("succeeded", _quick(worker, fake))
+    assert len(fake.asked("register")) == 3
+
+
+async def test_a_draining_scheduler_is_asked_for_no_jobs(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "QUIET_SECONDS", 3_600.0)
+    monkeypatch.setattr(session, "WAIT_SECONDS", 0.0)
+    worker = Worker(fake.url, grace_seconds=0.0)
+    waiting = Waiting(worker)
+    fake.directive = "drain"
+    async with worker:
+        fake.offer("wait", lease_seconds=0.5)
+        await waiting.started.wait()
+        await fake.until(lambda: fake.asked("report"))
+        polls = len(fake.asked("poll"))
+        await fake.until(lambda: len(fake.asked("report")) >= 4)
+        # One may have been on its way; without the directive there are hundreds.
+        assert len(fake.asked("poll")) <= polls + 1
+
+
+async def test_several_schedulers_share_the_slots(fake: FakeScheduler) -> None:
+    with FakeScheduler() as other:
+        worker = Worker([fake.url, other.url], queues={"default": 10})
+        waiting = Waiting(worker)
+        async with worker:
+            ids = [scheduler.offer("wait") for scheduler in (fake, other) for _ in range(8)]
+            await fake.until(lambda: _slots(fake) != {})
+            await waiting.started.wait()
+            waiting.go_on.set()
+            await fake.until(lambda: len(fake.items("succeeded")) == 8)
+            await other.until(lambda: len(other.items("succeeded")) == 8)
+    assert len(ids) == 16
+    for scheduler in (fake, other):
+        assert max(asked.body["slots"].get("default", 0) for asked in scheduler.asked("poll")) == 5
+
+
+async def test_schedulers_take_turns_at_a_single_slot(fake: FakeScheduler) -> None:
+    with FakeScheduler() as other:
+        worker = Worker([fake.url, other.url], queues={"default": 1})
+        async with worker:
+            await fake.reported("succeeded", _quick(worker, fake))
+            await other.reported("succeeded", other.offer("quick"))
+    waits = {a.body["wait_seconds"] for s in (fake, other) for a in s.asked("poll")}
+    assert waits <= {0.0, 1.0}
+
+
+async def test_a_scheduler_that_is_away_leaves_its_slots_to_the_others(
+    fake: FakeScheduler,
+) -> None:
+    with FakeScheduler() as other:
+        worker = Worker([fake.url, other.url], queues={"default": 10})
+        async with worker:
+            await other.until(lambda: other.asked("poll"))
+            other.refuse("poll", 503, "unavailable", times=1_000)
+            other.forget_workers()
+            await other.until(lambda: len(other.asked("poll")) >= 3)
+            await fake.reported("succeeded", _quick(worker, fake))
+            await fake.until(lambda: _slots(fake)["default"] >= 9)
+
+
+# The end.
+
+
+async def test_stopping_lets_running_jobs_finish_and_then_leaves(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    waiting = Waiting(worker)
+    serving = asyncio.create_task(worker.serve())
+    job_id = fake.offer("wait")
+    await waiting.started.wait()
+    worker.stop()
+    waiting.go_on.set()
+    await serving
+    assert fake.items("succeeded")[job_id]["result"] == "done"
+    verbs = [asked.verb for asked in fake.requests]
+    assert verbs.index("report") < verbs.index("leave") == len(verbs) - 1
+
+
+async def test_past_the_grace_running_jobs_are_released(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, grace_seconds=0.0)
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait")
+        await waiting.started.wait()
+    assert fake.items("released") == {job_id: {"job_id": job_id, "fencing_token": 1}}
+    assert waiting.cancelled.is_set()
+    assert fake.asked("leave")
+
+
+async def test_stopping_now_skips_the_grace(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, grace_seconds=3_600.0)
+    waiting = Waiting(worker)
+    serving = asyncio.create_task(worker.serve())
+    job_id = fake.offer("wait")
+    await waiting.started.wait()
+    worker.stop()
+    worker.stop(now=True)
+    await serving
+    assert job_id in fake.items("released")
+
+
+async def test_leases_are_renewed_while_the_worker_drains(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    waiting = Waiting(worker)
+    serving = asyncio.create_task(worker.serve())
+    job_id = fake.offer("wait", lease_seconds=1.0)
+    await waiting.started.wait()
+    worker.stop()
+    await fake.until(lambda: len(fake.asked("report")) >= 4)
+    waiting.go_on.set()
+    await serving
+    assert fake.items("succeeded")[job_id]["result"] == "done"
+
+
+async def test_what_an_interrupted_poll_brought_is_given_back(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    runs = []
+
+    @worker.task
+    async def once() -> None:
+        runs.append(1)
+
+    fake.lose("poll", then=(503, "unavailable", 30.0))
+    job_id = fake.offer("once")
+    async with worker:
+        await fake.until(lambda: len(fake.asked("poll")) >= 2)
+    assert job_id in fake.items("released")
+    assert runs == []
+
+
+async def test_a_handler_that_does_not_stop_is_not_released(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "UNWIND_SECONDS", 0.0)
+    worker = Worker(fake.url, grace_seconds=0.0)
+    started, go_on = threading.Event(), threading.Event()
+
+    @worker.task
+    def stubborn() -> None:
+        started.set()
+        assert go_on.wait(20)
+
+    async with worker:
+        fake.offer("stubborn")
+        await asyncio.to_thread(started.wait, 20)
+    assert _ended(fake) == set()
+    assert fake.asked("leave") == []
+    go_on.set()
+
+
+async def test_cancelling_serve_releases_what_runs(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, grace_seconds=3_600.0)
+    waiting = Waiting(worker)
+    serving = asyncio.create_task(worker.serve())
+    job_id = fake.offer("wait")
+    await waiting.started.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert job_id in fake.items("released")
+
+
+def _quick(worker: Worker, fake: FakeScheduler) -> str:
+    """Offer a job that succeeds at once; declare its task."""
+
+    async def quick() -> None:
+        pass
+
+    worker.task("quick")(quick)
+    return fake.offer("quick")
+
+
+def _ended(fake: FakeScheduler) -> set[str]:
+    return {job_id for kind in ("succeeded", "failed", "released") for job_id in fake.items(kind)}
+
+
+def _slots(fake: FakeScheduler) -> dict[str, int]:
+    polls = fake.asked("poll")
+    slots: dict[str, int] = polls[-1].body["slots"] if polls else {}
+    return slots
+
+
+def _first_polls(fake: FakeScheduler) -> list[Any]:
+    """Return the first poll of each session."""
+    first: dict[str, Any] = {}
+    for asked in fake.asked("poll"):
+        first.setdefault(asked.worker_id, asked)
+    return list(first.values())
