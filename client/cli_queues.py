@@ -179,7 +179,7 @@ async def redrive(
 
 @dead.command()
 @click.argument("ids", nargs=-1)
-@option("--all", "everything", is_flag=True, help="All that match, instead of IDS.")
+@click.option("--all", "everything", is_flag=True, help="All that match, instead of IDS.")
 @option("--queue", help="With --all: only those of this queue.")
 @option("--task", help="With --all: only those of this task.")
 @click.confirmation_option(prompt="Delete them for good?")

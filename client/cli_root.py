@@ -79,7 +79,7 @@ def build() -> click.Group:
     root = Root(
         "tickwheel",
         help="Durable jobs, fired on time.\n\n"
-        "Every option is also read from the environment: --url from TICKWHEEL_URL, and so on.",
+        "Options are also read from the environment: --url from TICKWHEEL_URL, and so on.",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     click.version_option(version("tickwheel"), prog_name="tickwheel")(root)

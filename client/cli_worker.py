@@ -34,7 +34,14 @@ async def list_workers(client: Client, out: Output) -> None:
 @click.argument("target", metavar="MODULE:WORKER")
 @option("--url", "urls", help="The scheduler; several are separated by commas.")
 @option("--api-key", help="Its key, if it has keys.")
-@option("--queue", "queues", multiple=True, metavar="NAME=SLOTS", help="Jobs at once; repeatable.")
+@option(
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME=SLOTS",
+    envvar="TICKWHEEL_QUEUES",
+    help="Jobs at once; repeatable.",
+)
 @option("--name", help="What the worker is called in lists.")
 @option("--grace", type=DURATION, help="How long running jobs may go on after SIGTERM.")
 @log_level

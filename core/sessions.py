@@ -102,10 +102,12 @@ class WorkerSession:
         room = dict(self.poll.slots)
         size = 0
         for lease in self.outbox.values():
-            size += len(lease.args)
-            if len(batch) >= jobs_max or (batch and size > bytes_max):
-                break
-            if lease.run_at_ms <= now_ms and room.get(lease.queue, 0) > 0:
+            if lease.settling is not None or lease.run_at_ms > now_ms:
+                continue  # it is being given back, or the clock was
+            if room.get(lease.queue, 0) > 0:
+                size += len(lease.args)
+                if len(batch) >= jobs_max or (batch and size > bytes_max):
+                    break
                 room[lease.queue] -= 1
                 batch.append(lease)
         for lease in batch:

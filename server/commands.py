@@ -100,7 +100,13 @@ def keys() -> None:
 @option(
     "--scope", "scopes", type=click.Choice(SCOPES), multiple=True, help="Repeatable; default: all."
 )
-@option("--queue", "queues", multiple=True, help="Only for this queue; repeatable.")
+@option(
+    "--queue",
+    "queues",
+    multiple=True,
+    envvar="TICKWHEEL_KEY_QUEUES",
+    help="Only for this queue; repeatable.",
+)
 @option("--expires-in", type=DURATION, help="Such as 90d; default: never.")
 @database
 @as_json

@@ -239,9 +239,7 @@ class EmbeddedPostgres:
                     f"{self._dir.pgdata} is of Postgres {found}, and {POSTGRES_MAJOR} is installed"
                 )
             return
-        draft = self._dir.pgdata.with_suffix(".new")
-        shutil.rmtree(draft, ignore_errors=True)
-        self._dir.make_folder(draft, self._account)
+        draft = self._dir.make_draft(self._account)
         arguments = ["-D", str(draft), "-U", SUPERUSER]
         arguments += ["--auth=trust", "--encoding=UTF8", "--locale=C"]
         with tempfile.TemporaryFile() as output:
@@ -250,7 +248,7 @@ class EmbeddedPostgres:
                 await _until(lambda: initdb.poll() is not None)
             finally:
                 if initdb.poll() is None:
-                    initdb.kill()
+                    os.killpg(initdb.pid, signal.SIGKILL)
                 initdb.wait()
             output.seek(0)
             said = output.read().decode(errors="replace")

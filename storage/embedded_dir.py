@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,6 +153,17 @@ class DataDir:
         self.make_folder(folder, account)
         (folder / f"{_SOCKET}.lock").unlink(missing_ok=True)
         return folder
+
+    def make_draft(self, account: Account) -> Path:
+        """Make and return an empty folder for a new database; older attempts are cleared away.
+
+        Each has a name of its own: an `initdb` whose parent was killed may still write to its own.
+        """
+        for leftover in self.path.glob("postgres.new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        draft = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=self.path))
+        self.make_folder(draft, account)
+        return draft
 
     def make_folder(self, folder: Path, account: Account) -> None:
         """Make a folder that only the account may enter. Refuses one that is somebody else's."""

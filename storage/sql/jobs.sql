@@ -4,9 +4,8 @@ expires_at, started_at, finished_at, cancel_requested_at, attempt, failures, los
 max_attempts, fencing_token, worker_id, owner, schedule_id, redriven_from, result,
 error, reason
 
--- An array that is NULL stands for the usual value in every row: run_at = scheduled_at, and zeros.
-
 -- name: claim
+-- An array that is NULL stands for the usual value in every row: run_at = scheduled_at, and zeros.
 UPDATE {partition} j
 SET state = 'running',
     attempt = j.attempt + 1,

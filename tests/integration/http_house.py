@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class House:
         data = None
         if body is not None:
             sent.setdefault("Content-Type", "application/json")
-            data = body if isinstance(body, bytes) else orjson.dumps(body)
+            data = io.BytesIO(body if isinstance(body, bytes) else orjson.dumps(body))
         async with self.session.request(
             method, self.url + path, data=data, headers=sent, allow_redirects=False
         ) as response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -9,6 +10,8 @@ import pytest
 from integration.http_house import House, Reply, house
 
 from tickwheel.server import answers
+
+SEQ = count(1)
 
 
 def queue(reply: Reply, status: int = 200) -> dict[str, Any]:
@@ -21,17 +24,13 @@ def queue(reply: Reply, status: int = 200) -> dict[str, Any]:
 async def kill(h: House, worker: str, *, queue: str = "default", **fields: Any) -> str:
     """Submit a job that dies of its first attempt; return its id."""
     created = await h.submit(queue=queue, max_attempts=1, **fields)
-    kill.seq += 1  # type: ignore[attr-defined]
-    (leased,) = await h.lease(worker, kill.seq, **{queue: 1})  # type: ignore[attr-defined]
+    (leased,) = await h.lease(worker, next(SEQ), **{queue: 1})
     token = leased["fencing_token"]
     error = {"type": "Boom", "message": "no"}
     failed = [{"job_id": leased["id"], "fencing_token": token, "error": error}]
     assert (await h.report(worker, failed=failed)).body["results"][0]["status"] == "ok"
     job_id: str = created["id"]
     return job_id
-
-
-kill.seq = 0  # type: ignore[attr-defined]
 
 
 async def test_a_queue_is_made_by_a_put_or_by_its_first_job() -> None:
@@ -89,13 +88,14 @@ async def test_the_stats_count_what_waits_runs_and_died() -> None:
         worker = await h.worker(default=5)
         await kill(h, worker)
         await h.submit()
-        await h.lease(worker, 99, default=1)
+        await h.lease(worker, next(SEQ), default=1)
         await h.submit(delay_seconds=30)
         await h.submit(delay_seconds=3000)
         await h.submit()
         reply = await h.call("GET", "/v1/queues/default/stats")
         stats = msgspec.json.decode(reply.raw, type=answers.QueueStats)
-        assert (stats.depth, stats.running, stats.scheduled) == (1, 1, 2)
+        assert (stats.running, stats.scheduled) == (1, 2)
+        assert stats.depth == 1 or (stats.estimated and stats.depth > 1)
         assert (stats.due_next_60s, stats.dead, stats.paused) == (1, 1, False)
 
 

@@ -27,6 +27,7 @@ from tickwheel.core.clock import Clock
 
 _TIMEOUT_SECONDS = 3.0
 _TRIES_MAX = 5
+_IN_FLIGHT_SECONDS = 15.0
 _KEYS = 12
 RETRY = RetryPolicy("exponential", 0.2, 2.0, 2.0, 0.1, ("Fatal",))
 
@@ -200,7 +201,17 @@ class SimClient:
 
         async def serve(scheduler: Scheduler) -> None:
             self._ledger.resuming(queue)
-            await scheduler.queues.resume(queue)
+            over_in = _IN_FLIGHT_SECONDS
+            try:
+                await scheduler.queues.resume(queue)
+            except TickwheelError:
+                over_in = 0.0
+                raise
+            else:
+                over_in = 0.0
+            finally:
+                # A caller that hangs up, or a killed process, leaves its write on the way.
+                asyncio.get_running_loop().call_later(over_in, self._ledger.resumed, queue)
 
         await self._call(serve)
 

@@ -50,6 +50,7 @@ class Ledger:
         self._renewed_ms: dict[Key, int] = {}
         self._paused: dict[str, None] = {}
         self._resumes: Counter[str] = Counter()
+        self._resuming: Counter[str] = Counter()
         self.lag_ms: list[int] = []
 
     def submitted(
@@ -64,8 +65,9 @@ class Ledger:
                 self._trace.violate("I1", f"{answer.id} is acknowledged and has no row")
                 continue
             earliest_ms = spec.run_at_ms if spec.delay_ms is None else asked_ms + spec.delay_ms
-            if not answer.deduplicated:
-                self.acknowledged.setdefault(answer.id, earliest_ms or 0)
+            if answer.deduplicated:
+                earliest_ms = 0
+            self.acknowledged.setdefault(answer.id, earliest_ms or 0)
             if answer.id not in self.sends:
                 self.ids.append(answer.id)
             if spec.idempotency_key is not None:
@@ -91,7 +93,12 @@ class Ledger:
     def resuming(self, queue: str) -> None:
         """A queue is being resumed: from now on it may send."""
         self._resumes[queue] += 1
+        self._resuming[queue] += 1
         self._paused.pop(queue, None)
+
+    def resumed(self, queue: str) -> None:
+        """The resumption is over."""
+        self._resuming[queue] -= 1
 
     def resumes(self, queue: str) -> int:
         """Return how many times it was resumed; a pause holds only if none fell into it."""
@@ -99,7 +106,7 @@ class Ledger:
 
     def paused(self, queue: str, resumes_before: int) -> None:
         """A pause was acknowledged."""
-        if self._resumes[queue] == resumes_before:
+        if self._resumes[queue] == resumes_before and not self._resuming[queue]:
             self._paused[queue] = None
 
     def answered(self, worker_id: str, slots: dict[str, int], answer: PollAnswer) -> None:

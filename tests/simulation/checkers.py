@@ -1,0 +1,96 @@
+"""The verdict at the end of a run, and the bounds that hold at every moment of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from simulation.ledger import Ledger
+from simulation.rows import Rows
+from simulation.trace import Trace
+from tickwheel.core import Scheduler
+from tickwheel.core.job import Job, State
+from tickwheel.core.lifecycle import RELEASES_FREE
+from tickwheel.storage import MemoryStore
+
+_DEAD_REASONS = ("max_attempts", "non_retryable", "lost_leases", "releases")
+_CANCELLED_REASONS = ("cancelled", "overlap", "misfire", "schedule_changed", "purged")
+_LOST_LEASES_DEFAULT = 5
+
+
+def bounds(scheduler: Scheduler, trace: Trace) -> None:
+    """Judge what the scheduler holds in memory right now."""
+    kernel = scheduler._kernel
+    residents, leases = kernel.residents, kernel.leases
+    waiting = sum(len(shard.waiting) for shard in residents.shards.values())
+    if waiting != residents.total:
+        trace.violate("memory", f"{waiting} jobs wait and {residents.total} are counted")
+    lanes: Counter[str] = Counter(
+        job[4] for shard in residents.shards.values() for job in shard.waiting.values()
+    )
+    for lane in residents.lanes.values():
+        if lanes[lane.name] != lane.resident:
+            trace.violate("memory", f"{lanes[lane.name]} in {lane.name}, not {lane.resident}")
+    running = Counter(lease.queue for lease in leases.all())
+    if running != +leases.running:
+        trace.violate("memory", f"{running} leases and {leases.running} are counted")
+    if min(kernel.claiming.values(), default=0) < 0:
+        trace.violate("memory", f"claims under way: {kernel.claiming}")
+    for session in kernel.sessions.all():
+        if min(session.reserved.values(), default=0) < 0:
+            trace.violate("slots", f"{session.name} holds {session.reserved}")
+        for queue, held in session.reserved.items():
+            if held > session.queues.get(queue, 0):
+                trace.violate("slots", f"{session.name} holds {held} of {session.queues}")
+
+
+def verdict(rows: Rows, store: MemoryStore, ledger: Ledger, trace: Trace) -> None:
+    """Judge what is left when all is over."""
+    for job_id in ledger.acknowledged:
+        if rows.job(job_id) is None:
+            trace.violate("I1", f"{job_id} was acknowledged and is gone")
+    letters = store._tables.letters
+    redriven = {job.redriven_from for job in rows.all()}
+    for job in rows.all():
+        problem = _unexplained(job, rows, ledger)
+        if problem is not None:
+            trace.violate(*problem)
+        if (job.id in letters or job.id in redriven) != (job.state is State.DEAD):
+            trace.violate("I8", f"{job.id} is {job.state}; letter: {job.id in letters}")
+    for job_id in ledger.asked_to_stop:
+        asked = rows.job(job_id)
+        if asked is not None and asked.state is State.DEAD:
+            trace.violate("I18", f"{job_id} was asked to stop and is dead")
+
+
+def _unexplained(job: Job, rows: Rows, ledger: Ledger) -> tuple[str, str] | None:
+    claims = rows.claims[job.id]
+    if claims != job.attempt + min(job.releases, RELEASES_FREE):
+        return "I24", f"{job.id} was claimed {claims} times: {job}"
+    ends = Counter(end for key, end in rows.ends.items() if key[0] == job.id)
+    if ends.total() != claims:
+        return "I24", f"{job.id} was claimed {claims} times and ended {ends}"
+    if ledger.sends[job.id] > claims:
+        return "I24", f"{job.id} was claimed {claims} times, sent {ledger.sends[job.id]} times"
+    if job.id in ledger.succeeded and job.state is not State.SUCCEEDED:
+        return "I20", f"{job.id} was acknowledged as succeeded and is {job.state}"
+    if job.state is State.SUCCEEDED and not ledger.sends[job.id]:
+        return "I1", f"{job.id} succeeded and was never sent"
+    if job.state is State.DEAD:
+        return _death(job)
+    if job.state is State.CANCELLED and job.reason not in _CANCELLED_REASONS:
+        return "I1", f"{job.id} is cancelled for {job.reason}"
+    if job.state is State.EXPIRED and job.expires_at_ms is None:
+        return "I1", f"{job.id} expired without a deadline"
+    return None
+
+
+def _death(job: Job) -> tuple[str, str] | None:
+    if job.reason not in _DEAD_REASONS:
+        return "I8", f"{job.id} is dead for {job.reason}"
+    if job.failures > job.max_attempts:
+        return "I8", f"{job.id} failed {job.failures} times of {job.max_attempts}"
+    if job.reason == "max_attempts" and job.failures != job.max_attempts:
+        return "I8", f"{job.id} is dead after {job.failures} of {job.max_attempts} failures"
+    if job.lost_leases > _LOST_LEASES_DEFAULT + 1:
+        return "I8", f"{job.id} lost {job.lost_leases} leases"
+    return None

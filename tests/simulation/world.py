@@ -1,0 +1,293 @@
+"""One seed, one world: the real scheduler, its store, its workers and clients, and what befalls them.
+
+    storm     faults strike, clients go on; the ledger judges every send and every answer
+    calm      faults stop, clocks agree, dead workers come back, nothing is paused any more
+    recovery  every job must come to its end within a bound
+    verdict   what was acknowledged is there and explained; the books balance
+
+Everything random comes from the seed and everything happens on one virtual loop, so a seed is a
+complete description of a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from simulation.checkers import bounds, verdict
+from simulation.client import RETRY, SimClient
+from simulation.faults import Faults, Shape, draw_faults, draw_shape
+from simulation.ledger import Ledger
+from simulation.loop import SimLoop
+from simulation.network import Network
+from simulation.node import Node
+from simulation.rows import Rows
+from simulation.trace import Trace
+from simulation.weather import Weather
+from simulation.worker import Mix, SimWorker
+from tickwheel.core import Queue, TickwheelError
+from tickwheel.core.settings import Settings
+from tickwheel.core.testing import VirtualClock
+from tickwheel.storage import MemoryStore
+
+RECOVERY_SECONDS = 120.0
+_LOOK_SECONDS = 0.25
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of a seed."""
+
+    seed: int
+    violation: str | None
+    digest: str
+    last_events: tuple[str, ...]
+    counts: Counter[str]
+    lag_ms: tuple[int, ...]
+    faults: Faults
+    shape: Shape
+
+
+class World:
+    """Everything of one run."""
+
+    def __init__(
+        self, seed: int, loop: SimLoop, faults: Faults, shape: Shape, store: type[MemoryStore]
+    ) -> None:
+        self._loop = loop
+        self._faults = faults
+        self._shape = shape
+        self._rng = random.Random(f"{seed}/world")
+        self.trace = Trace(loop)
+        self._clock, self._store_clock = VirtualClock(loop), VirtualClock(loop)
+        self._store = store(shape.shards, clock=self._store_clock)
+        self._weather = Weather(faults, random.Random(f"{seed}/weather"))
+        self._rows = Rows(self._store, self._clock, self.trace)
+        steady = faults.steady_clock
+        self.ledger = Ledger(self._rows, self._clock, self.trace, steady_clock=steady)
+        self._node = Node(
+            loop,
+            self._store,
+            self._rows,
+            self._clock,
+            _settings(shape),
+            self._weather,
+            self.trace,
+            seed,
+        )
+        network = Network(self._node, self._weather, self.trace)
+        self._workers = [
+            SimWorker(name, loop, network, self.ledger, shape, random.Random(f"{seed}/{name}"))
+            for name in (f"worker-{number}" for number in range(shape.workers))
+        ]
+        self._clients = [
+            SimClient(
+                name,
+                network,
+                self.ledger,
+                self.trace,
+                self._clock,
+                shape,
+                random.Random(f"{seed}/{name}"),
+            )
+            for name in (f"client-{number}" for number in range(shape.clients))
+        ]
+        loop.set_exception_handler(self._failed)
+
+    async def run(self) -> None:
+        """Live through all phases, or until an invariant is broken."""
+        life = self._loop.spawn("", self._live())
+        await asyncio.wait([life, self.trace.violation], return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            life.result()
+
+    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        self.trace.violate("parts", f"{context.get('message')}: {context.get('exception')!r}")
+
+    async def _live(self) -> None:
+        shape = self._shape
+        for name, most, lease_ms in zip(
+            shape.queues, shape.max_running, shape.lease_ms, strict=True
+        ):
+            await self._store.put_queue(Queue(name, max_running=most, lease_ms=lease_ms))
+        self._node.start()
+        for worker in self._workers:
+            worker.start()
+        for client in self._clients:
+            self._loop.spawn("clients", client.run())
+        self._plan()
+        await self._watch(self._faults.seconds)
+        await self._calm()
+        await self._recover()
+        verdict(self._rows, self._store, self.ledger, self.trace)
+        leases = dict(zip(shape.queues, shape.lease_ms, strict=True))
+        self.ledger.taken_away(leases)
+        await self._node.stop()
+
+    async def _watch(self, seconds: float) -> None:
+        until = self._loop.time() + seconds
+        while self._loop.time() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._node.check_parts()
+            if self._node.scheduler is not None:
+                bounds(self._node.scheduler, self.trace)
+
+    async def _recover(self) -> None:
+        until = self._loop.time() + RECOVERY_SECONDS
+        while self._rows.unfinished():
+            if self._loop.time() >= until:
+                jobs = self._rows.unfinished()
+                self.trace.violate("I4", f"{len(jobs)} jobs never end, the first is {jobs[0]}")
+                return
+            await self._watch(_LOOK_SECONDS)
+
+    def _plan(self) -> None:
+        """Draw when each fault strikes."""
+        faults, rng = self._faults, self._rng
+        strikes: list[tuple[int, Callable[[], None]]] = [
+            (faults.worker_crash_count, self._crash_worker),
+            (faults.worker_pause_count, self._pause_worker),
+            (faults.worker_leave_count, self._dismiss_worker),
+            (faults.scheduler_kill_count, self._node.kill),
+            (faults.scheduler_stop_count, lambda: self._beside(self._restart())),
+            (faults.clock_step_count, self._step_clock),
+            (faults.stall_count, self._stall),
+            (
+                faults.store_outage_count,
+                lambda: self._beside(self._node.outage(rng.choice((0.5, 3.0, 12.0)))),
+            ),
+        ]
+        for count, strike in strikes:
+            for _ in range(count):
+                self._loop.at_a_quiet_moment(
+                    rng.uniform(1, faults.seconds), lambda strike=strike: self._strike(strike)
+                )
+
+    def _strike(self, strike: Callable[[], None]) -> None:
+        if self._weather.stormy:
+            strike()
+
+    def _beside(self, coroutine: object) -> None:
+        self._loop.spawn("", coroutine)  # type: ignore[arg-type]
+
+    def _crash_worker(self) -> None:
+        worker = self._rng.choice(self._workers)
+        self.trace.note(f"crash {worker.name}")
+        worker.crash()
+        self._loop.call_later(self._rng.uniform(0.1, 5), worker.start)
+
+    def _pause_worker(self) -> None:
+        worker = self._rng.choice(self._workers)
+        self.trace.note(f"pause {worker.name}")
+        self._beside(worker.pause(self._rng.uniform(0.5, 12)))
+
+    def _dismiss_worker(self) -> None:
+        worker = self._rng.choice(self._workers)
+        self.trace.note(f"leave {worker.name}")
+        self._beside(worker.leave())
+        self._loop.call_later(self._rng.uniform(0.1, 5), worker.start)
+
+    async def _restart(self) -> None:
+        await self._node.stop()
+        self._node.start()
+
+    def _step_clock(self) -> None:
+        step_ms = self._rng.randint(-self._faults.clock_step_ms_max, self._faults.clock_step_ms_max)
+        self.trace.note(f"clock {step_ms}")
+        self._clock.step(step_ms)
+        if self._rng.random() < self._faults.store_clock_share:
+            self._store_clock.step(step_ms)
+
+    def _stall(self) -> None:
+        seconds = self._rng.choice((0.3, 1.5, 5.0, 12.0))
+        self.trace.note(f"stall {seconds}")
+        self._loop.stall(seconds)
+
+    async def _calm(self) -> None:
+        """End all faults and let what waits come due: the bound counts from here."""
+        self.trace.note("calm")
+        self._weather.stormy = False
+        self._loop.kill("clients")
+        self._node.calm()
+        last_ms = max((job.run_at_ms for job in self._rows.unfinished()), default=0)
+        for clock in (self._clock, self._store_clock):
+            clock.step(max(last_ms, self._clock.now_ms(), self._store_clock.now_ms()) - clock.now_ms())
+        for worker in self._workers:
+            worker.crash()
+            worker.mix = Mix(worker.mix.fail_share, 0.0, 200)
+            worker.start()
+        while not await self._let_all_run():
+            self._node.start()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _let_all_run(self) -> bool:
+        """Resume the queues and pause the schedules; False if nobody serves that yet."""
+        scheduler = self._node.scheduler
+        if scheduler is None:
+            return False
+        try:
+            for queue in self._shape.queues:
+                self.ledger.resuming(queue)
+                await scheduler.queues.resume(queue)
+            for schedule in await scheduler.schedules.list("", 100, None):
+                await scheduler.schedules.pause(schedule.id)
+        except TickwheelError:
+            return False
+        return True
+
+
+def _settings(shape: Shape) -> Settings:
+    return Settings(
+        horizon_ms=shape.horizon_ms,
+        refresh_ms=min(60_000, shape.horizon_ms // 2),
+        full_sweep_ms=shape.full_sweep_ms,
+        claim_ahead_ms=shape.claim_ahead_ms,
+        lane_resident_max=shape.lane_resident_max,
+        resident_jobs_max=shape.resident_jobs_max,
+        load_page=shape.load_page,
+        claim_batch_max=shape.claim_batch_max,
+        poll_wait_ms_max=5_000,
+        worker_ttl_ms=8_000,
+        shard_ttl_ms=3_000,
+        clock_skew_ms_max=shape.skew_ms_max,
+        default_retry_policy=RETRY,
+        idempotency_ttl_ms=_DAY_MS,
+        drain_ms=2_000,
+    )
+
+
+def run_seed(
+    seed: int,
+    *,
+    faults: Faults | None = None,
+    shape: Shape | None = None,
+    store: type[MemoryStore] = MemoryStore,
+) -> Run:
+    """Run the seed's world, its faults and shape drawn from the seed where not given."""
+    rng = random.Random(f"{seed}/draw")
+    drawn_faults, drawn_shape = draw_faults(rng), draw_shape(rng)
+    faults, shape = faults or drawn_faults, shape or drawn_shape
+    order = random.Random(f"{seed}/order") if faults.shuffle else None
+    with asyncio.Runner(loop_factory=lambda: SimLoop(order)) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, SimLoop)
+        world = World(seed, loop, faults, shape, store)
+        runner.run(world.run())
+        trace = world.trace
+        violated = trace.violation.result() if trace.violation.done() else None
+        run = Run(
+            seed,
+            violated,
+            trace.digest(),
+            tuple(trace.last),
+            trace.counts,
+            tuple(world.ledger.lag_ms),
+            faults,
+            shape,
+        )
+        loop.set_exception_handler(lambda *_: None)
+    return run
