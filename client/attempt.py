@@ -59,11 +59,16 @@ class Attempt:
         self.queue: str = job["queue"]
         self.fencing_token: int = job["fencing_token"]
         self.lease_seconds: float = job["lease_seconds"]
-        self.fence_at = sent_at + self.lease_seconds * (1 - LEASE_MARGIN)
+        self.fence_at: float = sent_at + self.lease_seconds * (1 - LEASE_MARGIN)
         self.timeout_at: float = received_at + job["timeout_seconds"]
         self.halted: Halt | None = None
         self.task: asyncio.Task[None] | None = None
         self.progress: bytes | None = None
+
+    @property
+    def sent_at(self) -> float:
+        """When the last renewal that was answered was sent."""
+        return self.fence_at - self.lease_seconds * (1 - LEASE_MARGIN)
 
     def renewed(self, sent_at: float) -> None:
         """Note that a renewal sent at `sent_at` was answered with ok. Any thread."""

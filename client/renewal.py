@@ -72,6 +72,11 @@ class Keeper(threading.Thread):
         self._ever_registered = False
         self.worker_id: str | None = None
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last call was not answered as it should be."""
+        return self._failures > 0
+
     def lost(self, worker_id: str) -> None:
         """The scheduler doesn't know this session any more: register again. Any thread."""
         if self.worker_id == worker_id:

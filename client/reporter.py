@@ -92,10 +92,11 @@ class Reporter:
             self._sender.add_done_callback(self._surface)
 
     async def emptied(self) -> None:
-        """Wait until fewer than half of `PENDING_MAX` items are unanswered."""
-        while self.unanswered >= PENDING_MAX // 2:
-            self._emptied.clear()
-            await self._emptied.wait()
+        """Wait, if `PENDING_MAX` items are unanswered, until only half as many are."""
+        if self.unanswered >= PENDING_MAX:
+            while self.unanswered > PENDING_MAX // 2:
+                self._emptied.clear()
+                await self._emptied.wait()
 
     async def flush(self) -> None:
         """Wait until everything is answered."""

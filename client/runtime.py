@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,8 @@ class Runtime:
             )
             for url in worker.urls
         ]
+        for session in self._sessions:
+            session.peers = [peer for peer in self._sessions if peer is not session]
 
     def stop(self, *, now: bool) -> None:
         """Begin the end; `now` skips the grace, also of an end that has begun."""
@@ -136,19 +138,15 @@ class Runtime:
     # The end.
 
     async def _end(self) -> None:
-        await asyncio.gather(*[session.drain() for session in self._sessions])
-        await self._finish(self._worker.grace_seconds)
-        if self._busy:
+        try:
+            await asyncio.gather(*[session.drain() for session in self._sessions])
+            await self._finish(self._worker.grace_seconds)
             for session in self._sessions:
                 for attempt in list(session.running.values()):
                     attempt.halt("drain")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UNWIND_SECONDS):
-                    await self._quiet.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_SECONDS):
-                await asyncio.gather(*[session.reporter.flush() for session in self._sessions])
-        try:
+            await _within(UNWIND_SECONDS, self._quiet.wait())
+            flushes = [session.reporter.flush() for session in self._sessions]
+            await _within(FLUSH_SECONDS, asyncio.gather(*flushes))
             await self._worker.stopped()
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -165,4 +163,11 @@ class Runtime:
     async def _close(self, session: Session) -> None:
         for attempt in session.running.values():
             LOG.warning("job %s doesn't stop: its lease is left to run out", attempt.id)
-        await session.close(leave=not session.running)
+        # To leave would release what has ended and could not be reported: it would run again.
+        await session.close(leave=not session.running and not session.reporter.unanswered)
+
+
+async def _within(seconds: float, what: Awaitable[object]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await what

@@ -1,13 +1,12 @@
 """What goes on between this worker and one scheduler: polls, reports, and the leases it holds.
 
     keeper (its own thread)   registers, renews, leaves
-    poll loop                 free slots ─► long poll ─► attempts; one poll in flight
-    reporter                  ended attempts ─► report
+    poller                    asks for jobs: they begin
+    reporter                  says how they ended
 
-A poll carries a `seq`. It is repeated with the same `seq`, and the slots that are free by then,
-until it is answered: if the scheduler had answered already it says the same again, so no lease is
-lost on the way. That also makes it safe to interrupt a waiting poll, which happens when a slot has
-come free in a queue that it did not ask for.
+Where there are several schedulers and this one can't be reached, running attempts are handed to the
+session with another one after half a lease without renewal, and reports after a few failures:
+whoever has taken over its shards knows the tokens, or reads them.
 """
 
 from __future__ import annotations
@@ -19,28 +18,25 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import orjson
-
 from .attempt import Attempt, Halt
 from .clock import now
 from .errors import ClientError, InvalidRequest, NotFound, ProblemError, Unreachable
 from .handlers import Handler
 from .line import Line
 from .outcome import Ended, stopped
+from .pipe import Pipe
+from .poller import Poller
 from .renewal import Events, Keeper
-from .reporter import PENDING_MAX, Reporter
+from .reporter import Reporter
 from .slots import Slots
-from .transport import RETRY_AFTER_SECONDS_MAX, Transport, backoff_seconds, decode
+from .transport import decode, pause_seconds
 
 LOG = logging.getLogger("tickwheel.worker")
 
-WAIT_SECONDS = 25.0
-TURN_SECONDS = 1.0
-"""How long a poll waits when there are fewer slots than schedulers, which then take turns."""
-GATHER_SECONDS = 0.01
-"""How long freed slots gather before they interrupt a poll."""
-QUIET_SECONDS = 2.0
-"""How long no jobs are asked of a scheduler that says it is draining."""
+HAND_OVER_FAILURES = 5
+"""After so many failures in a row, some seconds, a report goes to another scheduler."""
+HAND_OVER_LEASE = 0.5
+"""The part of a lease after which, not renewed, it is shown to another scheduler."""
 REPORT_SECONDS_MAX = 3_600.0
 """How long a report is repeated while the scheduler can't be reached."""
 
@@ -60,32 +56,32 @@ class Session:
         failed: Callable[[BaseException], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._transport = Transport(url, api_key=api_key, retries=0)
+        self._url = url
+        self._polls = Pipe(url, api_key)
+        self._reports = Pipe(url, api_key)
         self._handlers = handlers
         self._slots = slots
         self._ticked = ticked
         self._begin = begin
         self._failed = failed
+        self.peers: list[Session] = []
+        """The sessions with the other schedulers."""
         self._rng = random.Random()
         self.running: dict[str, Attempt] = {}
         self.reporter = Reporter(self._post_report, self._surface)
         self._keeper = Keeper(
-            Line(self._transport.url, api_key), registration, self.running, ticked, self._events()
+            Line(url, api_key), registration, self.running, ticked, self._events()
         )
+        self._poller = Poller(slots, self._post_poll, self.reporter.emptied, self._accept)
         self._registered = asyncio.Event()
-        self._nudged = asyncio.Event()
-        self._quiet_until = 0.0
         self._polling: asyncio.Task[None] | None = None
-        self._seq = 1
-        self._unanswered = False
-        self._scope: asyncio.Timeout | None = None
 
     # The life of a session.
 
     def start(self) -> None:
         """Start to register, and to poll."""
         self._keeper.start()
-        self._polling = self._loop.create_task(self._poll_forever())
+        self._polling = self._loop.create_task(self._poller.run())
         self._polling.add_done_callback(self._surface)
 
     async def drain(self) -> None:
@@ -93,7 +89,10 @@ class Session:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.wait([self._polling])
-            await self._collect()
+            with contextlib.suppress(ClientError):  # nobody there: the leases run out by themselves
+                for job in await self._poller.collect():
+                    attempt = Attempt(job, self, None, now(), now())
+                    self.reporter.add(stopped(attempt, "drain"))
 
     async def close(self, *, leave: bool) -> None:
         """End the session, after everything worth reporting was reported."""
@@ -102,12 +101,16 @@ class Session:
         self._keeper.stop(leave=leave)
         if self._keeper.ident is not None:
             await asyncio.to_thread(self._keeper.join)
-        await self._transport.close()
+        self._polls.close()
+        self._reports.close()
 
     def check(self, at: float) -> None:
         """Stop what has run out of lease or time at `at` (on `client.clock`)."""
+        peer = self._healthy_peer() if self._keeper.failing else None
         for attempt in list(self.running.values()):
-            if at >= attempt.fence_at:
+            if peer is not None and at >= attempt.sent_at + HAND_OVER_LEASE * attempt.lease_seconds:
+                self._hand_over(attempt, peer)
+            elif at >= attempt.fence_at:
                 LOG.warning("job %s: the lease was not renewed in time, so it stops", attempt.id)
                 self.halt(attempt, "lost")
             elif at >= attempt.timeout_at:
@@ -128,80 +131,16 @@ class Session:
 
     # Polling.
 
-    async def _poll_forever(self) -> None:
-        failures = 0
-        while True:
-            try:
-                await self._poll()
-                failures = 0
-            except (ProblemError, Unreachable) as error:
-                self._slots.leave(self)
-                failures += 1
-                if failures == 1:
-                    LOG.warning("no jobs: %s", error)
-                await asyncio.sleep(_pause_seconds(error, failures, self._rng))
-            # The handlers of what has come get their turn: most are done before the next poll.
-            await asyncio.sleep(0)
-
-    async def _poll(self) -> None:
+    async def _post_poll(self, body: bytes, wait: float) -> bytes | None:
         worker_id = await self._worker_id()
-        slots = await self._free_slots()
-        wait = TURN_SECONDS if self._slots.scarce else WAIT_SECONDS
-        sent_at = now()
         try:
-            async with asyncio.timeout(None) as self._scope:
-                self._unanswered = True
-                answer = await self._ask(worker_id, slots, wait)
-        except TimeoutError:
-            return  # interrupted: the next one repeats its seq
-        finally:
-            self._scope = None
-        if answer is not None:
-            self._accept(answer, sent_at)
-        self._slots.withdraw(self)
-
-    async def _ask(
-        self, worker_id: str, slots: dict[str, int], wait: float
-    ) -> dict[str, Any] | None:
-        """Send one poll. Returns None if the session is unknown: then it is being renewed."""
-        body = orjson.dumps({"seq": self._seq, "slots": slots, "wait_seconds": wait})
-        path = f"/v1/workers/{worker_id}/poll"
-        try:
-            answer = await self._transport.send("POST", path, body=body, wait=wait)
+            return await self._polls.post(f"/v1/workers/{worker_id}/poll", body, wait=wait)
         except NotFound as error:
             if not self._unknown(error, worker_id):
                 raise
             return None
-        decoded: dict[str, Any] = decode(answer)
-        return decoded
-
-    async def _free_slots(self) -> dict[str, int]:
-        """Wait until there are slots to offer and reports are not piling up."""
-        while True:
-            self._nudged.clear()
-            slots = self._slots.offer(self, self._slot_freed)
-            quiet = self._quiet_until - self._loop.time()
-            if quiet > 0:
-                await asyncio.sleep(quiet)
-            elif self.reporter.unanswered >= PENDING_MAX:
-                await self.reporter.emptied()
-            elif slots:
-                return slots
-            else:
-                await self._nudged.wait()
-
-    async def _worker_id(self) -> str:
-        """Wait until the session is registered."""
-        while True:
-            await self._registered.wait()
-            worker_id = self._keeper.worker_id
-            if worker_id is not None:
-                return worker_id
-            self._registered.clear()
 
     def _accept(self, answer: dict[str, Any], sent_at: float) -> None:
-        self._seq += 1
-        self._unanswered = False
         # The scheduler counts a lease from its sending. That can't have been before the poll, nor
         # long before the loop last looked at its sockets.
         since = max(sent_at, self._ticked())
@@ -224,29 +163,6 @@ class Session:
             self._begin(begun)
         self._cancel(answer["cancel"])
 
-    async def _collect(self) -> None:
-        """Give back what the last poll, which was interrupted, may have brought."""
-        worker_id = self._keeper.worker_id
-        if not self._unanswered or worker_id is None:
-            return
-        with contextlib.suppress(ClientError):  # nobody there: the leases run out by themselves
-            answer = await self._ask(worker_id, {}, 0.0)
-            for job in answer["jobs"] if answer else ():
-                attempt = Attempt(job, self, None, now(), now())
-                self.reporter.add(stopped(attempt, "drain"))
-            self._unanswered = False
-
-    def _slot_freed(self) -> None:
-        if self._scope is None:
-            self._nudged.set()
-        elif not self._slots.scarce:  # else the poll is a short one anyway
-            self._loop.call_later(GATHER_SECONDS, self._interrupt, self._scope)
-
-    def _interrupt(self, scope: asyncio.Timeout) -> None:
-        if scope is self._scope:
-            self._scope = None
-            scope.reschedule(self._loop.time())
-
     # Reporting.
 
     async def _post_report(self, body: bytes) -> None:
@@ -254,34 +170,51 @@ class Session:
         failures = 0
         give_up_at = self._loop.time() + REPORT_SECONDS_MAX
         while True:
-            worker_id = await self._worker_id()
-            path = f"/v1/workers/{worker_id}/report"
+            peer = self._healthy_peer() if failures >= HAND_OVER_FAILURES else None
             try:
-                self._answered(decode(await self._transport.send("POST", path, body=body)))
+                await (peer or self)._report_once(body)
                 return
             except InvalidRequest:
                 raise
             except (ProblemError, Unreachable) as error:
-                if isinstance(error, NotFound):
-                    self._unknown(error, worker_id)
                 failures += 1
                 if failures == 1:
                     LOG.warning("a report waits: %s", error)
                 if self._loop.time() >= give_up_at:
                     LOG.error("gave up on a report: %s", error)
                     return
-                await asyncio.sleep(_pause_seconds(error, failures, self._rng))
+                await asyncio.sleep(pause_seconds(error, failures, self._rng))
 
-    def _answered(self, answer: dict[str, Any]) -> None:
+    async def _report_once(self, body: bytes) -> None:
+        worker_id = await self._worker_id()
+        try:
+            answer = decode(await self._reports.post(f"/v1/workers/{worker_id}/report", body))
+        except NotFound as error:
+            self._unknown(error, worker_id)
+            raise
         for result in answer["results"]:
             if result["status"] == "stale":
                 LOG.warning("job %s: its lease was lost, the outcome counts not", result["job_id"])
         self._directed(answer)
 
+    def _healthy_peer(self) -> Session | None:
+        healthy = [peer for peer in self.peers if peer._registered.is_set()]
+        return next((peer for peer in healthy if not peer._keeper.failing), None)
+
+    def _hand_over(self, attempt: Attempt, peer: Session) -> None:
+        LOG.warning("job %s: its scheduler is away, so another one is told", attempt.id)
+        if attempt.id in peer.running:
+            self.halt(attempt, "lost")  # it has been handed out again, and to us
+            return
+        del self.running[attempt.id]
+        attempt.session = peer
+        peer.running[attempt.id] = attempt
+        peer._keeper.expect(0.0)
+
     def _directed(self, answer: dict[str, Any]) -> None:
         self._cancel(answer["cancel"])
         if answer["directive"] == "drain":
-            self._quiet_until = self._loop.time() + QUIET_SECONDS
+            self._poller.be_quiet()
 
     def _cancel(self, job_ids: Iterable[str]) -> None:
         for job_id in job_ids:
@@ -307,10 +240,18 @@ class Session:
         )
 
     def _on_registered(self, worker_id: str) -> None:
-        LOG.info("registered as %s at %s", worker_id, self._transport.url)
-        self._seq = 1
-        self._unanswered = False
+        LOG.info("registered as %s at %s", worker_id, self._url)
+        self._poller.restart()
         self._registered.set()
+
+    async def _worker_id(self) -> str:
+        """Wait until the session is registered."""
+        while True:
+            await self._registered.wait()
+            worker_id = self._keeper.worker_id
+            if worker_id is not None:
+                return worker_id
+            self._registered.clear()
 
     def _unknown(self, error: NotFound, worker_id: str) -> bool:
         """Say if the scheduler doesn't know the session, and have it registered again if so."""
@@ -326,9 +267,3 @@ class Session:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._failed(error)
-
-
-def _pause_seconds(error: ClientError, failures: int, rng: random.Random) -> float:
-    pause = backoff_seconds(failures, rng)
-    told = error.retry_after_seconds if isinstance(error, ProblemError) else None
-    return pause if told is None else min(max(pause, told), RETRY_AFTER_SECONDS_MAX)

@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from .errors import OUTCOME_UNKNOWN, ProblemError, Unreachable, problem
+from .errors import OUTCOME_UNKNOWN, ClientError, ProblemError, Unreachable, problem
 
 CONNECT_SECONDS_MAX = 10.0
 BACKOFF_SECONDS = 0.1
@@ -32,6 +32,13 @@ def backoff_seconds(failures: int, rng: random.Random) -> float:
     # 2 ** 1100 overflows a float, and a scheduler may be away for days.
     grown = BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16)
     return min(grown, BACKOFF_SECONDS_MAX) * (0.5 + 0.5 * rng.random())
+
+
+def pause_seconds(error: ClientError, failures: int, rng: random.Random) -> float:
+    """Return how long to wait after that failure: the backoff, or as long as the error says."""
+    pause = backoff_seconds(failures, rng)
+    told = error.retry_after_seconds if isinstance(error, ProblemError) else None
+    return pause if told is None else min(max(pause, told), RETRY_AFTER_SECONDS_MAX)
 
 
 def base_url(url: str) -> str:
@@ -92,10 +99,7 @@ class Transport:
                 failures += 1
                 if failures > self.retries or not _may_repeat(error, repeatable):
                     raise
-                pause = backoff_seconds(failures, self._rng)
-                told = getattr(error, "retry_after_seconds", None)
-                if told is not None:
-                    pause = min(max(told, pause), RETRY_AFTER_SECONDS_MAX)
+                pause = pause_seconds(error, failures, self._rng)
             await asyncio.sleep(pause)
 
     async def send(
@@ -127,7 +131,7 @@ class Transport:
                     raise problem(response.status, answer, response.headers.get("Retry-After"))
                 return answer
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Unreachable(f"{self.url}: {error or 'timed out'}", sent=False) from error
+            raise Unreachable(f"{self.url}: {str(error) or 'timed out'}", sent=False) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             raise Unreachable(f"{self.url}: no answer ({reason})", sent=True) from error

@@ -110,6 +110,8 @@ class GroupCommit(Generic[T, R]):
     async def _settle(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:
             answers = await self._flush([request for request, _ in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
         except Exception as error:  # noqa: BLE001 (whatever it is, the callers get it)
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 middle = len(batch) // 2

@@ -36,6 +36,10 @@ class Depths:
         """Note due jobs that were written and are not in memory."""
         self._beyond[queue] += jobs
 
+    def loaded(self, queue: str, jobs: int) -> None:
+        """Note that due jobs have come into memory, where they are counted by themselves."""
+        self._beyond[queue] = max(0, self._beyond[queue] - jobs)
+
     async def recount(self, now_ms: int) -> None:
         """Count again what is due beyond the lanes' cursors; raise `Unavailable`."""
         beyond: Counter[str] = Counter()

@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 
 from .batch import ROWS_WORTH_A_FLUSH
+from .claims import claim
 from .errors import Unavailable
+from .ids import shard_of
 from .job import Claim, Claimed, Ending, State, Waiting
-from .kernel import Kernel
+from .kernel import Kernel, report_failure
 from .lease import Lease
 from .protocol import PollAnswer
 from .sessions import WorkerSession
@@ -37,7 +39,7 @@ class Dispatcher:
     def __init__(self, kernel: Kernel, settler: Settler) -> None:
         self._kernel = kernel
         self._settler = settler
-        self._holds: TimingWheel[str] = TimingWheel(kernel.clock.now_ms())
+        self._holds: TimingWheel[Lease] = TimingWheel(kernel.clock.now_ms())
         self._deliverable: dict[str, WorkerSession] = {}
         self._claims: set[asyncio.Task[None]] = set()
         self._claim_not_before_ms = 0
@@ -59,8 +61,8 @@ class Dispatcher:
             await alarm.wait(self._slept_ms)
 
     async def claims_done(self) -> None:
-        """Wait for the claims that are under way."""
-        while self._claims:
+        """Wait for the claims that are under way now."""
+        if self._claims:
             await asyncio.wait(self._claims)
 
     def mark_deliverable(self, session: WorkerSession) -> None:
@@ -87,13 +89,12 @@ class Dispatcher:
         due_ms = kernel.residents.next_due_ms()
         if due_ms is not None and due_ms <= now_ms + ahead_ms // 2:
             more = kernel.residents.fire(now_ms + ahead_ms, kernel.settings.fire_slice)
-        if kernel.residents.parked:
+        if kernel.residents.newly_parked:
+            kernel.residents.newly_parked = False
             self.parked.set()
         self._expire(now_ms)
-        for job_id in self._holds.advance(now_ms):
-            lease = kernel.leases.get(job_id)
-            if lease is not None and not lease.sent_ms:
-                self._to_outbox(lease)
+        for lease in self._holds.advance(now_ms):
+            self._to_outbox(lease)
         self._answer_polls(now_ms, monotonic_ms)
         self._start_claims(monotonic_ms)
         self._reap(monotonic_ms)
@@ -116,8 +117,10 @@ class Dispatcher:
         if expiry_ms is not None:
             delays.append(expiry_ms - now_ms)
         lease_ms = kernel.leases.next_deadline_ms()
-        if lease_ms is not None:
+        if lease_ms is not None and kernel.owns_time():
             delays.append(max(lease_ms, self._grace_until_ms) - monotonic_ms)
+        if self._claim_not_before_ms > monotonic_ms:
+            delays.append(self._claim_not_before_ms - monotonic_ms)
         if self._early:
             delays.append(1)
         return max(0, min(delays))
@@ -135,11 +138,18 @@ class Dispatcher:
     def _rewind(self, now_ms: int) -> None:
         self._kernel.residents.rewind(now_ms)
         self._holds = TimingWheel(now_ms)
+        ahead_ms = now_ms + self._kernel.settings.claim_ahead_ms
+        far: list[Lease] = []
         for session in self._kernel.sessions.all():
             session.outbox.clear()
             for lease in session.leases.values():
-                if not lease.sent_ms:
+                if lease.sent_ms or lease.withdrawn:
+                    continue
+                if lease.run_at_ms > ahead_ms:
+                    far.append(lease)
+                else:
                     self._hold(lease)
+        self._settler.release(far)
 
     def _expire(self, now_ms: int) -> None:
         jobs = self._kernel.residents.expired(now_ms)
@@ -150,21 +160,26 @@ class Dispatcher:
         endings = [
             Ending(job[0], job[1], job[2], job[3], State.EXPIRED, "start_deadline") for job in jobs
         ]
-        try:
-            await self._kernel.store.end_waiting(endings, now_ms)
-        except Unavailable:
-            self._kernel.rereads.update({job[0]: job[1] for job in jobs})
-        else:
-            for job in jobs:
-                self._kernel.ended(job[0])
+        slice_max = self._kernel.settings.settle_batch_max
+        for start in range(0, len(endings), slice_max):
+            part = endings[start : start + slice_max]
+            try:
+                flags = await self._kernel.store.end_waiting(part, now_ms)
+            except Unavailable:
+                flags = [False] * len(part)
+            for ending, applied in zip(part, flags, strict=True):
+                if applied:
+                    self._kernel.ended(ending.id)
+                else:
+                    self._kernel.rereads[ending.id] = ending.scheduled_at_ms
 
     def _hold(self, lease: Lease) -> None:
-        if not self._holds.insert(lease.id, lease.run_at_ms):
+        if not self._holds.insert(lease, lease.run_at_ms):
             self._to_outbox(lease)
 
     def _to_outbox(self, lease: Lease) -> None:
         session = self._kernel.sessions.find(lease.worker_id)
-        if session is not None and lease.settling is None:
+        if session is not None and session.leases.get(lease.id) is lease and not lease.withdrawn:
             session.outbox[lease.id] = lease
             self._deliverable[session.worker_id] = session
 
@@ -180,7 +195,9 @@ class Dispatcher:
                 if batch or session.cancels:
                     self._send(session, batch, now_ms, monotonic_ms)
                 elif session.outbox:
-                    self._early = any(lease.run_at_ms > now_ms for lease in session.outbox.values())
+                    self._early |= any(
+                        lease.run_at_ms > now_ms for lease in session.outbox.values()
+                    )
             if not session.outbox and not session.cancels:
                 del self._deliverable[session.worker_id]
 
@@ -215,6 +232,7 @@ class Dispatcher:
             task = asyncio.get_running_loop().create_task(self._claim(batch))
             self._claims.add(task)
             task.add_done_callback(self._claims.discard)
+            task.add_done_callback(report_failure)
 
     def _claimable(self) -> int:
         kernel = self._kernel
@@ -238,6 +256,8 @@ class Dispatcher:
                 continue
             room = jobs_max - len(batch)
             if queue.max_running is not None:
+                if not kernel.recovered:
+                    continue  # what runs since before the start is not counted yet
                 busy = kernel.leases.running[name] + kernel.claiming[name]
                 room = min(room, queue.max_running - busy)
             share = -(-depth // len(sessions))
@@ -253,29 +273,30 @@ class Dispatcher:
 
     async def _claim(self, batch: list[tuple[WorkerSession, Waiting]]) -> None:
         kernel = self._kernel
-        started_ms = kernel.clock.monotonic_ms()
         claims = [
             Claim(job[0], job[1], job[2], job[3], session.worker_id) for session, job in batch
         ]
-        rows: list[Claimed | None]
+        rows: list[Claimed | None] = [None] * len(batch)
+        refused = True
         try:
-            rows = await kernel.store.claim(claims, kernel.boot_id, kernel.clock.now_ms())
+            rows = await claim(kernel, claims)
         except Unavailable:
-            # Written or not: the rows know. Until they have been read again nothing is claimed.
-            rows = [None] * len(batch)
+            refused = False
             self._claim_not_before_ms = kernel.clock.monotonic_ms() + _BACKOFF_MS
         finally:
             for _, job in batch:
-                queue = job[4][2:]
                 del kernel.residents.claiming[job[0]]
-                kernel.claiming[queue] -= 1
-        kernel.metrics.batch("claim", len(batch), kernel.clock.monotonic_ms() - started_ms)
-        self._granted(batch, rows)
-        kernel.alarm.ring()
+                kernel.claiming[job[4][2:]] -= 1
+            self._granted(batch, rows, refused)
+            kernel.alarm.ring()
 
     def _granted(
-        self, batch: list[tuple[WorkerSession, Waiting]], rows: list[Claimed | None]
+        self,
+        batch: list[tuple[WorkerSession, Waiting]],
+        rows: list[Claimed | None],
+        refused: bool,
     ) -> None:
+        """Hold what was claimed. A job that wasn't is read again if its row `refused`."""
         kernel = self._kernel
         monotonic_ms = kernel.clock.monotonic_ms()
         unwanted: list[Lease] = []
@@ -283,8 +304,14 @@ class Dispatcher:
             queue = kernel.queues.get(job[4][2:])
             if row is None:
                 session.reserved[queue.name] -= 1
-                kernel.rereads[job[0]] = job[1]
+                if refused:
+                    kernel.rereads[job[0]] = job[1]
+                else:
+                    kernel.residents.unclaim(job)
                 continue
+            before = kernel.leases.get(job[0])
+            if before is not None:
+                kernel.forget_lease(before)
             lease = Lease(
                 job, row, row.args, session.worker_id, queue, kernel.settings, monotonic_ms
             )
@@ -293,7 +320,8 @@ class Dispatcher:
             if (
                 kernel.draining
                 or queue.paused
-                or lease.id in kernel.cancels
+                or lease.id in kernel.residents.withheld
+                or shard_of(lease.id) not in kernel.residents.shards
                 or kernel.sessions.find(session.worker_id) is not session
             ):
                 unwanted.append(lease)
@@ -303,7 +331,8 @@ class Dispatcher:
             self._settler.release(unwanted)
 
     def _reap(self, monotonic_ms: int) -> None:
-        if monotonic_ms < self._grace_until_ms:
+        # Who may have lost its shards may not judge leases: their new owner has renewed them.
+        if monotonic_ms < self._grace_until_ms or not self._kernel.owns_time():
             return
         expired = self._kernel.leases.expired(monotonic_ms)
         if expired:

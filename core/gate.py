@@ -4,7 +4,8 @@ Jobs of schedules don't go from the wheel to the ready lanes by themselves; they
 the gate decides, before any claim. An occurrence that comes up late (nobody ran at its time) is
 first put through the misfire policy with everything else that is overdue. Then overlap: against the
 schedule's started, unfinished jobs, and those let through that still wait for a worker, so that a
-schedule without workers doesn't pile up.
+schedule without workers doesn't pile up. A job that was claimed before (it waits for a retry, or was
+given back) has passed the gate already and goes on.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Gate:
         residents = self._kernel.residents
         now_ms = self._kernel.clock.now_ms()
         jobs = sorted(residents.parked.values(), key=lambda job: (job[6] or "", job[2], job[0]))
+        self._buffered = {
+            schedule_id: job
+            for schedule_id, job in self._buffered.items()
+            if residents.parked.get(job[0]) is job
+        }
         due = [job for job in jobs if job[2] <= now_ms]
         early = [job[2] for job in jobs if job[2] > now_ms]
         if early:
@@ -76,6 +82,10 @@ class Gate:
             await self._decide(schedule_id, list(group), now_ms)
 
     async def _decide(self, schedule_id: str, jobs: list[Waiting], now_ms: int) -> None:
+        started = [job for job in jobs if job[3]]
+        if started:
+            self._let(schedule_id, started)
+            jobs = [job for job in jobs if not job[3]]
         spec = await self._ticker.spec(schedule_id)
         late_ms = now_ms - MISFIRE_GRACE_MS
         fresh = [job for job in jobs if self._buffered.get(schedule_id) is not job]
@@ -85,10 +95,10 @@ class Gate:
                 jobs.remove(job)
                 self._kernel.residents.evict(job[0])
         if spec is None or spec.overlap == "allow":
-            self._let(schedule_id, jobs)
-            if spec is not None and jobs:
-                await self._kernel.store.count_skipped(schedule_id, 0, len(jobs), now_ms)
-        else:
+            fired = self._let(schedule_id, jobs)
+            if spec is not None and fired:
+                await self._kernel.store.count_skipped(schedule_id, 0, fired, now_ms)
+        elif jobs:
             await self._overlap(schedule_id, spec, jobs, now_ms)
 
     async def _overlap(
@@ -115,26 +125,33 @@ class Gate:
                     await self._cancel_all([*active, *(each[0] for each in let)])
                     active, let = set(), []
                 let.append(job)
-        self._let(schedule_id, let)
-        if skipped:
-            await kernel.store.end_waiting(
-                [
-                    Ending(job[0], job[1], job[2], job[3], State.CANCELLED, "overlap")
-                    for job in skipped
-                ],
-                now_ms,
-            )
-            for job in skipped:
-                kernel.residents.evict(job[0])
-                kernel.ended(job[0])
-        if skipped or let:
-            await kernel.store.count_skipped(schedule_id, len(skipped), len(let), now_ms)
+        fired = self._let(schedule_id, let)
+        ended = await self._end(skipped, now_ms) if skipped else 0
+        if ended or fired:
+            await kernel.store.count_skipped(schedule_id, ended, fired, now_ms)
 
-    def _let(self, schedule_id: str, jobs: list[Waiting]) -> None:
+    async def _end(self, jobs: list[Waiting], now_ms: int) -> int:
+        """End jobs unless they have gone on meanwhile; return how many."""
+        kernel = self._kernel
+        endings = [
+            Ending(job[0], job[1], job[2], job[3], State.CANCELLED, "overlap") for job in jobs
+        ]
+        flags = await kernel.store.end_waiting(endings, now_ms)
+        for job, ended in zip(jobs, flags, strict=True):
+            if kernel.residents.is_current(job):
+                kernel.residents.evict(job[0])
+            if ended:
+                kernel.ended(job[0])
+            else:
+                kernel.rereads[job[0]] = job[1]
+        return sum(flags)
+
+    def _let(self, schedule_id: str, jobs: list[Waiting]) -> int:
         let = [job[0] for job in jobs if self._kernel.residents.unpark(job)]
         if let:
             self._let_through[schedule_id] = [*self._still_here(schedule_id), *let]
             self._kernel.alarm.ring()
+        return len(let)
 
     def _still_here(self, schedule_id: str) -> list[str]:
         kernel = self._kernel

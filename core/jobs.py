@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from .batch import GroupCommit
 from .dispatcher import Dispatcher
@@ -76,7 +77,6 @@ class Jobs:
         answer = await self.commit.submit(submission)
         if isinstance(answer, IdempotencyConflict):
             raise answer
-        self._admit(submission, answer)
         return answer
 
     async def get(self, job_id: str) -> Job:
@@ -116,7 +116,7 @@ class Jobs:
         job_id = check(job_id)
         kernel = self._kernel
         now_ms = kernel.clock.now_ms()
-        async with _Withheld(kernel, self._settler, job_id):
+        async with self._withheld(job_id):
             job = await kernel.store.cancel(job_id, now_ms, "cancelled")
         if job is None:
             raise NotFound("there is no such job")
@@ -142,7 +142,7 @@ class Jobs:
             raise InvalidRequest(
                 "at most 5 years ahead", code="run_at_out_of_range", pointer="/run_at"
             )
-        async with _Withheld(kernel, self._settler, job_id):
+        async with self._withheld(job_id):
             job = await kernel.store.reschedule(job_id, run_at_ms, now_ms)
         if job is None:
             raise NotFound("there is no such job")
@@ -231,7 +231,7 @@ class Jobs:
         if spec.run_at_ms is not None:
             run_at_ms = max(spec.run_at_ms, now_ms)
         elif spec.delay_ms is not None:
-            run_at_ms = now_ms + spec.delay_ms
+            run_at_ms = now_ms + max(spec.delay_ms, 0)
         if run_at_ms > now_ms + self._kernel.settings.run_at_ahead_ms_max:
             field = "run_at" if spec.delay_ms is None else "delay_seconds"
             raise InvalidRequest(
@@ -269,7 +269,6 @@ class Jobs:
         for queue, count in counts.items():
             kernel.metrics.submitted(queue, count)
             kernel.added.add(queue, count, kernel.clock.monotonic_ms())
-        kernel.alarm.ring()
 
     async def _flush(
         self, requests: builtins.list[Submission]
@@ -279,31 +278,35 @@ class Jobs:
         answers = await self._kernel.store.append(requests, clock.now_ms())
         rows = sum(len(request.jobs) for request in requests)
         self._kernel.metrics.batch("append", rows, clock.monotonic_ms() - started_ms)
+        # Here and not in `submit`, whose caller may have gone: its jobs fire all the same.
+        for submission, answer in zip(requests, answers, strict=True):
+            if not isinstance(answer, IdempotencyConflict):
+                self._admit(submission, answer)
+        self._kernel.alarm.ring()
         return answers
 
+    @asynccontextmanager
+    async def _withheld(self, job_id: str) -> AsyncIterator[None]:
+        """Keep a job from being sent while its row is changed.
 
-class _Withheld:
-    """Keeps a job from being sent while its row is changed.
-
-    It leaves wheel, lanes and hold before the SQL is sent; a claim that lands meanwhile is given
-    back. Whatever the SQL then says, the row is read again, so an error loses nothing.
-    """
-
-    def __init__(self, kernel: Kernel, settler: Settler, job_id: str) -> None:
-        self._kernel = kernel
-        self._settler = settler
-        self._job_id = job_id
-
-    async def __aenter__(self) -> None:
-        kernel, job_id = self._kernel, self._job_id
-        kernel.cancels.add(job_id)
-        kernel.residents.evict(job_id)
-        lease = kernel.leases.get(job_id)
-        if lease is not None and not lease.sent_ms and lease.worker_id:
-            self._settler.release([lease])
-            if lease.settling is not None:
-                await lease.settling.wait()
-
-    async def __aexit__(self, *error: object) -> None:
-        self._kernel.cancels.discard(self._job_id)
-        self._kernel.rereads[self._job_id] = scheduled_at_of(self._job_id)
+        It leaves wheel, lanes and hold before the SQL is sent; a claim under way is awaited and
+        given back. Whatever the SQL then says, the row is read again, so an error loses nothing.
+        """
+        kernel = self._kernel
+        residents = kernel.residents
+        residents.withheld[job_id] += 1
+        try:
+            residents.evict(job_id)
+            if job_id in residents.claiming:
+                await self._dispatcher.claims_done()
+            lease = kernel.leases.get(job_id)
+            if lease is not None and not lease.sent_ms:
+                self._settler.release([lease])
+                if lease.settling is not None:
+                    await lease.settling.wait()
+            yield
+        finally:
+            residents.withheld[job_id] -= 1
+            if not residents.withheld[job_id]:
+                del residents.withheld[job_id]
+            kernel.rereads[job_id] = scheduled_at_of(job_id)

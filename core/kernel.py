@@ -33,6 +33,8 @@ class QueueBook:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._queues: dict[str, Queue] = {}
+        self._noted: dict[str, int] = {}
+        self._notes = 0
 
     def get(self, name: str) -> Queue:
         """Return the queue; one that nobody has used yet has the defaults."""
@@ -52,17 +54,24 @@ class QueueBook:
     def note(self, queue: Queue) -> None:
         """Take over what the store answered."""
         self._queues[queue.name] = queue
+        self._notes += 1
+        self._noted[queue.name] = self._notes
 
     async def refresh(self) -> list[Queue]:
         """Read all queues again."""
-        self._queues = {queue.name: queue for queue in await self._store.queues()}
-        return list(self._queues.values())
+        before = self._notes
+        queues = {queue.name: queue for queue in await self._store.queues()}
+        # What was noted while the query was under way is newer than its answer.
+        queues |= {name: self._queues[name] for name, at in self._noted.items() if at > before}
+        self._queues = queues
+        return list(queues.values())
 
     async def touch(self, name: str, priority: int) -> Queue:
         """Make sure that the lane is known to the store before its first job is written."""
         queue = self._queues.get(name)
         if queue is None or not queue.priorities >> priority & 1:
-            queue = self._queues[name] = await self._store.touch_lane(name, priority)
+            queue = await self._store.touch_lane(name, priority)
+            self.note(queue)
         return queue
 
 
@@ -89,10 +98,10 @@ class Kernel:
         """Wakes the dispatcher."""
         self.rereads: dict[str, int] = {}
         """Jobs (id → scheduled_at_ms) whose row contradicted memory: the sweep reads them again."""
-        self.cancels: set[str] = set()
-        """Jobs being cancelled or moved right now: a claim that lands meanwhile is not sent."""
         self.claiming: Counter[str] = Counter()
         """Claims under way per queue."""
+        self.recovered = False
+        """Whether the running rows of all owned shards have been adopted."""
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers: dict[str, set[asyncio.Future[None]]] = {}
@@ -111,11 +120,19 @@ class Kernel:
                 session.reserved[lease.queue] -= 1
                 session.outbox.pop(lease.id, None)
 
+    def withdraw(self, lease: Lease) -> None:
+        """See to it that the lease is not sent (again): it is being given back."""
+        lease.withdrawn = True
+        session = self.sessions.find(lease.worker_id)
+        if session is not None:
+            session.outbox.pop(lease.id, None)
+
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine beside everything else; `finish` waits for it."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(report_failure)
         return task
 
     def spawn_for(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -150,9 +167,10 @@ class Kernel:
             if not watchers:
                 del self._watchers[job_id]
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "a part of the scheduler failed", "exception": error, "task": task}
-            )
+
+def report_failure(task: asyncio.Task[None]) -> None:
+    """Tell the loop's exception handler if the task failed: nobody awaits it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler(
+            {"message": "a part of the scheduler failed", "exception": error, "task": task}
+        )

@@ -26,7 +26,8 @@ class Lease:
     `scheduled_at_ms`, `run_at_ms` and `expires_at_ms` (0: never) are wall time; `deadline_ms`,
     `timeout_at_ms`, `granted_ms` and `sent_ms` (0: not sent) are monotonic. An empty `worker_id`
     is an adopted row whose worker has not called yet: the first to show the token gets it.
-    `settling` is set while the attempt's end is being written.
+    `settling` is set while the attempt's end is being written; `withdrawn` once the job was given
+    back, written or not: from then on it is never sent, and never counts as lost.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class Lease:
         "task",
         "timeout_at_ms",
         "timeout_ms",
+        "withdrawn",
         "worker_id",
     )
 
@@ -96,7 +98,7 @@ class Lease:
         self.granted_ms = granted_ms
         self.deadline_ms = self.timeout_at_ms = self.sent_ms = self.armed_ms = 0
         self.settling: asyncio.Event | None = None
-        self.cancel_requested = False
+        self.cancel_requested = self.withdrawn = False
         self.progress: bytes | None = None
         own, default = JobOptions.decode(row.options), queue.options
         self.headers = own.headers
@@ -160,13 +162,16 @@ class LeaseTable:
         return list(self._leases.values())
 
     def add(self, lease: Lease) -> None:
-        """Keep a new lease."""
+        """Keep a new lease; one that the job had before is void."""
+        before = self._leases.get(lease.id)
+        if before is not None:
+            self.remove(before)
         self._leases[lease.id] = lease
         self.running[lease.queue] += 1
 
     def send(self, lease: Lease, now_monotonic_ms: int) -> None:
         """Start the lease: its TTL and its job's timeout count from now."""
-        lease.sent_ms = now_monotonic_ms
+        lease.sent_ms = max(now_monotonic_ms, 1)
         lease.timeout_at_ms = now_monotonic_ms + lease.timeout_ms
         self.extend(lease, now_monotonic_ms + lease.lease_ms)
 
@@ -179,6 +184,8 @@ class LeaseTable:
     def extend(self, lease: Lease, deadline_ms: int) -> None:
         """Set the deadline and see to it that the lease is looked at then."""
         lease.deadline_ms = deadline_ms
+        if self._leases.get(lease.id) is not lease:
+            return
         if lease.armed_ms:
             self._deadlines.cancel(lease.id, lease.armed_ms)
         lease.armed_ms = max(deadline_ms, self._deadlines.now + 1)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 
-from .alarm import Alarm
 from .errors import Unavailable
+from .job import lane_parts
 from .kernel import Kernel
 from .residents import ID_LAST, LaneCursor
 
@@ -28,29 +28,25 @@ class Loader:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._alarm = Alarm()
         self.failed = False
         """Whether the latest load failed."""
-
-    def ring(self) -> None:
-        """Look at the lanes now: there are new ones, or new shards."""
-        self._alarm.ring()
 
     async def run(self) -> None:
         """Load until cancelled."""
         residents = self._kernel.residents
+        alarm = residents.unloaded
         while True:
             for lane in list(residents.lanes.values()):
                 await self._trim(lane, self._kernel.settings.lane_resident_max)
             wanting = sorted(
                 filter(self._wants, residents.lanes.values()), key=lambda lane: lane.cursor
             )
-            if wanting and residents.shards:
-                await self._make_room(wanting[0])
-                await asyncio.gather(*map(self._load, wanting[:_LOADS_IN_FLIGHT_MAX]))
-                await self._alarm.wait(_BACKOFF_MS if self.failed else 0)
+            loads = await self._affordable(wanting) if residents.shards else []
+            if loads:
+                await asyncio.gather(*[self._load(lane, page) for lane, page in loads])
+                await alarm.wait(_BACKOFF_MS if self.failed else 0)
             else:
-                await self._alarm.wait(_BUSY_CHECK_MS if residents.total else 1_000)
+                await alarm.wait(_BUSY_CHECK_MS if residents.total else 1_000)
 
     def loaded(self) -> bool:
         """Tell whether every lane has been loaded at least once."""
@@ -66,29 +62,60 @@ class Loader:
             or self._kernel.clock.monotonic_ms() - lane.loaded_ms >= settings.refresh_ms
         )
 
-    async def _load(self, lane: LaneCursor) -> None:
+    async def _affordable(self, wanting: list[LaneCursor]) -> list[tuple[LaneCursor, int]]:
+        """Choose (lane, rows) to load now, the lane that is furthest behind first.
+
+        When memory is full, a lane that is about to run dry takes the room of those that are far
+        ahead; if nobody is, it gets a small page all the same, so that no lane starves.
+        """
+        residents = self._kernel.residents
+        settings = self._kernel.settings
+        dry_ms = self._kernel.clock.now_ms() + settings.horizon_ms // 8
+        chosen: list[tuple[LaneCursor, int]] = []
+        planned = 0
+        for lane in wanting:
+            page = min(settings.load_page, max(1, settings.lane_resident_max - lane.resident))
+            if lane.cursor[0] < 0:
+                page = min(page, _FIRST_PAGE)
+            spare = settings.resident_jobs_max - residents.total - planned
+            if spare < page and lane.cursor[0] < dry_ms:
+                await self._make_room(page + planned, 2 * dry_ms - self._kernel.clock.now_ms())
+                spare = settings.resident_jobs_max - residents.total - planned
+            if spare < page and lane.resident < _FIRST_PAGE // 2:
+                spare = page = min(page, _FIRST_PAGE)
+            if spare >= page:
+                chosen.append((lane, page))
+                planned += page
+            if len(chosen) == _LOADS_IN_FLIGHT_MAX:
+                break
+        return chosen
+
+    async def _load(self, lane: LaneCursor, page: int) -> None:
         kernel = self._kernel
         residents = kernel.residents
         started_ms = kernel.clock.monotonic_ms()
         before = lane.cursor
         until_ms = kernel.clock.now_ms() + kernel.settings.horizon_ms
-        page = _FIRST_PAGE if before[0] < 0 else kernel.settings.load_page
         # Before the query: whoever commits from here on sees the cursor and admits by himself.
         lane.cursor = (until_ms, ID_LAST)
         try:
             rows = await kernel.store.load(
                 lane.name, sorted(residents.shards), before, until_ms, page
             )
-        except Unavailable:
+        except BaseException as error:
             lane.cursor = min(lane.cursor, before)
             self.failed = True
-            return
+            if isinstance(error, Unavailable):
+                return
+            raise
         self.failed = False
         if len(rows) >= page:
             last = rows[-1]
             lane.cursor = min(lane.cursor, (last[2], last[0]))
         lane.loaded_ms = max(started_ms, 1)
         kernel.metrics.batch("load", len(rows), kernel.clock.monotonic_ms() - started_ms)
+        now_ms = kernel.clock.now_ms()
+        kernel.depths.loaded(lane_parts(lane.name)[0], sum(1 for job in rows if job[2] <= now_ms))
         for start in range(0, len(rows), _ADMIT_SLICE):
             cursor = lane.cursor
             for job in rows[start : start + _ADMIT_SLICE]:
@@ -97,15 +124,14 @@ class Loader:
             kernel.alarm.ring()
             await asyncio.sleep(0)
 
-    async def _make_room(self, for_lane: LaneCursor) -> None:
-        """Cut the lanes that reach furthest until there is room for a page."""
+    async def _make_room(self, jobs: int, beyond_ms: int) -> None:
+        """Cut the lanes that reach furthest, past `beyond_ms`, until there is room for `jobs`."""
         residents = self._kernel.residents
-        settings = self._kernel.settings
-        while residents.total + settings.load_page > settings.resident_jobs_max:
+        while residents.total + jobs > self._kernel.settings.resident_jobs_max:
             others = [
                 lane
                 for lane in residents.lanes.values()
-                if lane is not for_lane and lane.resident > 1 and lane.cursor > for_lane.cursor
+                if lane.resident > 1 and lane.cursor[0] > beyond_ms
             ]
             if not others:
                 return

@@ -7,26 +7,29 @@ batches. Renewal is part of the loop: when the loop is blocked, so is the schedu
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import json
+import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from .batch import GroupCommit
 from .errors import TickwheelError, Unavailable, UnknownWorker
 from .job import JobSpec
-from .kernel import Kernel
+from .kernel import Kernel, report_failure
 from .lease import Lease
-from .protocol import Outcome, Report, ReportItem, RunningItem, Status
+from .protocol import Outcome, PollAnswer, Report, ReportItem, RunningItem, Status
 from .sessions import WorkerSession
 from .workers import Workers
 
 _WAIT_MS = 25_000
-_RETRY_MS = 200
+_CANCEL_MS = 1_000
 _REPORT_MAX = 1_000
 ERROR_TEXT_MAX = 16 * 1024
 
@@ -64,7 +67,7 @@ class Context:
 
     def progress(self, value: Any) -> None:
         """Say how far it is: any JSON value, shown with the job while it runs."""
-        self._lease.progress = json.dumps(value).encode()
+        self._lease.progress = encode(value)
 
 
 @dataclass(slots=True)
@@ -97,13 +100,21 @@ class LocalWorker:
         self._queues: set[str] = set()
         self._session: WorkerSession | None = None
         self._busy: Counter[str] = Counter()
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._freed = asyncio.Event()
+        self._running: dict[Lease, asyncio.Task[None]] = {}
+        self._reporting: set[Lease] = set()
+        """Those of the running ones whose handler has ended."""
+        self._started = False
         self._parts: list[asyncio.Task[None]] = []
-        self._polling: asyncio.Task[Any] | None = None
+        self._polling: asyncio.Task[PollAnswer] | None = None
         self._reports: GroupCommit[ReportItem, Status] = GroupCommit(
             self._report, lambda _: 1, batch_max=_REPORT_MAX, in_flight_max=1
         )
+
+    def add(self, task: str, handler: Handler) -> None:
+        """Register a task's code."""
+        self.handlers[task] = handler
+        if self._started:
+            self.start()
 
     def serve_queue(self, queue: str) -> None:
         """Poll this queue, too."""
@@ -111,28 +122,35 @@ class LocalWorker:
             self._queues.add(queue)
             if self._session is not None:
                 self._session.queues[queue] = self._kernel.settings.local_slots
-            if self._polling is not None:
-                self._polling.cancel()
+            self._poll_again()
 
-    async def start(self) -> None:
-        """Start to poll, if there is any handler."""
+    def start(self) -> None:
+        """Start to poll as soon as there is any handler."""
+        self._started = True
         for handler in self.handlers.values():
             self.serve_queue(handler.queue)
-        if self.handlers:
+        if self.handlers and not self._parts:
             loop = asyncio.get_running_loop()
             self._parts = [loop.create_task(self._poll()), loop.create_task(self._renew())]
+            for part in self._parts:
+                part.add_done_callback(report_failure)
 
     async def stop(self, drain_ms: int) -> None:
         """Stop polling; let handlers finish for `drain_ms`, then cancel and release the rest."""
-        for part in self._parts:
+        self._started = False
+        parts, self._parts = self._parts, []
+        for part in parts[:1]:  # the other one goes on renewing
             part.cancel()
-        await asyncio.gather(*self._parts, return_exceptions=True)
-        self._parts = []
+            await asyncio.gather(part, return_exceptions=True)
         if self._running:
             await asyncio.wait(self._running.values(), timeout=drain_ms / 1000)
-        for task in list(self._running.values()):
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        if self._running:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.wait(self._running.values(), timeout=_CANCEL_MS / 1000)
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
         if self._session is not None:
             session, self._session = self._session, None
             try:
@@ -146,30 +164,34 @@ class LocalWorker:
         while True:
             session = await self._registered()
             free = {queue: slots - self._busy[queue] for queue in self._queues}
-            if not any(count > 0 for count in free.values()):
-                self._freed.clear()
-                await self._freed.wait()
-                continue
             seq += 1
-            self._polling = asyncio.get_running_loop().create_task(
+            polling = self._polling = asyncio.get_running_loop().create_task(
                 self._workers.poll(session.worker_id, seq, free, _WAIT_MS)
             )
             try:
-                await asyncio.wait([self._polling])
-                if self._polling.cancelled():
-                    continue  # there is a new queue to ask for
-                answer = self._polling.result()
+                await asyncio.wait([polling])
+            finally:
+                self._polling = None
+                polling.cancel()
+            if polling.cancelled():
+                self._workers.undelivered(session.worker_id, seq)
+                continue
+            try:
+                answer = polling.result()
             except UnknownWorker:
                 self._session = None
                 continue
-            finally:
-                self._polling.cancel()
-                self._polling = None
             for lease in answer.leases:
                 self._busy[lease.queue] += 1
                 task = asyncio.get_running_loop().create_task(self._run(lease))
-                self._running[lease.id] = task
+                self._running[lease] = task
+                task.add_done_callback(partial(self._ended, lease))
             self._stop_jobs(answer.cancel)
+
+    def _poll_again(self) -> None:
+        """Replace the poll that waits: there are other slots to ask for."""
+        if self._polling is not None:
+            self._polling.cancel()
 
     async def _registered(self) -> WorkerSession:
         if self._session is None:
@@ -178,27 +200,31 @@ class LocalWorker:
         return self._session
 
     async def _run(self, lease: Lease) -> None:
-        try:
-            outcome = await self._outcome(lease)
-            await self._reported(ReportItem(lease.id, lease.fencing_token, outcome))
-        finally:
-            self._running.pop(lease.id, None)
-            self._busy[lease.queue] -= 1
-            self._freed.set()
+        outcome = await self._outcome(lease)
+        self._reporting.add(lease)
+        await self._reported(ReportItem(lease.id, lease.fencing_token, outcome))
+
+    def _ended(self, lease: Lease, task: asyncio.Task[None]) -> None:
+        self._running.pop(lease, None)
+        self._reporting.discard(lease)
+        if self._busy[lease.queue] >= self._kernel.settings.local_slots:
+            self._poll_again()
+        self._busy[lease.queue] -= 1
+        report_failure(task)
 
     async def _outcome(self, lease: Lease) -> Outcome:
         handler = self.handlers.get(lease.task)
         if handler is None:
             return _failure("UnknownTask", f"no handler for {lease.task!r}", "")
-        arguments = json.loads(lease.args)
         positional = (Context(lease),) if handler.wants_context else ()
         try:
+            arguments = json.loads(lease.args)
             async with asyncio.timeout(lease.timeout_ms / 1000):
                 if inspect.iscoroutinefunction(handler.function):
                     result = await handler.function(*positional, **arguments)
                 else:
                     result = await asyncio.to_thread(handler.function, *positional, **arguments)
-            return Outcome("succeeded", result=json.dumps(result).encode())
+            return Outcome("succeeded", result=None if result is None else encode(result))
         except asyncio.CancelledError:
             return Outcome("released")
         except Retry as error:
@@ -233,27 +259,37 @@ class LocalWorker:
 
     async def _renew(self) -> None:
         """Renew everything that runs, three times per shortest lease."""
+        queues = self._kernel.queues
         while True:
-            leases = [
-                lease
-                for job_id in self._running
-                if (lease := self._kernel.leases.get(job_id)) is not None
-            ]
-            shortest_ms = min((lease.lease_ms for lease in leases), default=3_000)
-            await asyncio.sleep(shortest_ms / 3000)
-            if self._session is None:
+            await asyncio.sleep(min(queues.get(name).lease_ms for name in self._queues) / 3000)
+            leases = [lease for lease in self._running if lease not in self._reporting]
+            if self._session is None or not leases:
                 continue
             running = [RunningItem(lease.id, lease.fencing_token) for lease in leases]
             try:
-                await self._workers.report(self._session.worker_id, Report(running=running))
+                answer = await self._workers.report(
+                    self._session.worker_id, Report(running=running)
+                )
             except TickwheelError:
-                await asyncio.sleep(_RETRY_MS / 1000)
+                continue
+            for lease, (_, status) in zip(leases, answer.results, strict=True):
+                if status == "stale":
+                    self._stop(lease)
+            self._stop_jobs(answer.cancel)
 
     def _stop_jobs(self, job_ids: Sequence[str]) -> None:
-        for job_id in job_ids:
-            task = self._running.get(job_id)
-            if task is not None:
-                task.cancel()
+        for lease in [lease for lease in self._running if lease.id in job_ids] if job_ids else ():
+            self._stop(lease)
+
+    def _stop(self, lease: Lease) -> None:
+        task = self._running.get(lease)
+        if task is not None and lease not in self._reporting:
+            task.cancel()
+
+
+def encode(value: Any) -> bytes:
+    """Return a value as a JSON document; raise TypeError or ValueError if it can't be one."""
+    return json.dumps(value, allow_nan=False).encode()
 
 
 def _failure(kind: str, message: str, trace: str) -> Outcome:
@@ -262,14 +298,15 @@ def _failure(kind: str, message: str, trace: str) -> Outcome:
         "message": message[:ERROR_TEXT_MAX],
         "traceback": trace[-ERROR_TEXT_MAX:],
     }
-    return Outcome("failed", error=json.dumps(document).encode(), error_type=kind)
+    return Outcome("failed", error=encode(document), error_type=kind)
 
 
 def spec_of(task: str, args: dict[str, Any] | None, settings: dict[str, Any]) -> JobSpec:
     """Return the submission that the embedding API's keywords describe.
 
     `settings`: `delay` (seconds), `run_at` (aware datetime), and the fields of `JobSpec`.
-    Raises TypeError for an unknown keyword, ValueError for a naive datetime.
+    Raises TypeError for an unknown keyword or args that are not JSON, ValueError for a naive
+    datetime.
     """
     settings = dict(settings)
     delay = settings.pop("delay", None)
@@ -277,8 +314,11 @@ def spec_of(task: str, args: dict[str, Any] | None, settings: dict[str, Any]) ->
     if run_at is not None:
         settings["run_at_ms"] = ms_of(run_at)
     if delay is not None:
-        settings["delay_ms"] = round(delay * 1000)
-    body = json.dumps(args or {}).encode()
+        settings["delay_ms"] = math.ceil(delay * 1000)
+    body = encode(args or {})
+    if settings.get("idempotency_key") is not None:
+        said = repr((task, body, sorted(settings.items())))
+        settings["body_hash"] = hashlib.blake2b(said.encode(), digest_size=16).digest()
     return JobSpec(task, body, **settings)
 
 

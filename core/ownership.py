@@ -13,16 +13,14 @@ import asyncio
 from .errors import Unavailable
 from .ids import shard_of
 from .kernel import Kernel
-from .loader import Loader
 from .sweeper import Sweeper
 
 
 class Ownership:
     """Acquires, renews and gives back shards."""
 
-    def __init__(self, kernel: Kernel, loader: Loader, sweeper: Sweeper) -> None:
+    def __init__(self, kernel: Kernel, sweeper: Sweeper) -> None:
         self._kernel = kernel
-        self._loader = loader
         self._sweeper = sweeper
         self._epochs: dict[int, int] = {}
         self._trusted_until_ms = 0
@@ -61,7 +59,8 @@ class Ownership:
         for number, epoch in gained.items():
             kernel.residents.own(number, epoch, kernel.clock.now_ms())
         if gained:
-            self._loader.ring()
+            kernel.recovered = False
+            kernel.residents.unloaded.ring()
             self._sweeper.recover.set()
         kernel.alarm.ring()
 

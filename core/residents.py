@@ -12,9 +12,11 @@ above the cursor. `admit` drops what comes twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+from .alarm import Alarm
 from .ids import shard_of
 from .job import CURSOR_START, Cursor, Waiting
 from .lease import LeaseTable
@@ -49,6 +51,11 @@ class Residents:
         self.claiming: dict[str, Waiting] = {}
         self.parked: dict[str, Waiting] = {}
         """Fired occurrences of schedules, while their overlap policy is asked."""
+        self.newly_parked = False
+        self.withheld: Counter[str] = Counter()
+        """Jobs being cancelled or moved right now: not admitted, and not sent if just claimed."""
+        self.unloaded = Alarm()
+        """Rung when there are lanes or shards to load."""
         self.total = 0
         self._leases = leases
         self._due: dict[int, int] = {}
@@ -74,6 +81,7 @@ class Residents:
         lane = self.lanes.get(name)
         if lane is None:
             lane = self.lanes[name] = LaneCursor(name)
+            self.unloaded.ring()
         return lane
 
     def offer(self, job: Waiting) -> bool:
@@ -84,16 +92,15 @@ class Residents:
     def admit(self, job: Waiting) -> bool:
         """Keep a waiting job, wherever it was seen; True if that is news.
 
-        Idempotent. A job whose claim is under way or that is leased under the same or a newer
-        token is left alone: its row has gone on since this view of it was taken.
+        Idempotent. A job that is being claimed or moved, or is leased, is left alone: its row has
+        gone on since this view of it was taken, or is about to.
         """
         job_id = job[0]
         number = shard_of(job_id)
         shard = self.shards.get(number)
         if shard is None or job_id in self.claiming or not shard.supersedes(job):
             return False
-        lease = self._leases.get(job_id)
-        if lease is not None:
+        if self._leases.get(job_id) is not None or job_id in self.withheld:
             return False
         self.evict(job_id)
         self.lane(job[4]).resident += 1
@@ -170,18 +177,19 @@ class Residents:
         self.parked.clear()
         self._due.clear()
         self._expiries = TimingWheel(now_ms)
+        self._overdue = []
         for shard in self.shards.values():
             for job in shard.rewind(now_ms):
                 self._fired(job)
             for job in shard.waiting.values():
-                if job[5]:
-                    self._expiries.insert(job[0], max(job[5], now_ms + 1))
+                if job[5] and not self._expiries.insert(job[0], job[5]):
+                    self._overdue.append(job[0])
             next_ms = shard.next_due_ms()
             if next_ms is not None:
                 self._due[shard.number] = next_ms
 
     def take(self, queue: str, count: int) -> list[Waiting]:
-        """Take ready jobs for a claim: from here on they wait no more, until `unclaim`."""
+        """Take ready jobs for a claim: from here on they wait no more, but are `claiming`."""
         jobs = self.ready.take(queue, count)
         for job in jobs:
             job_id = job[0]
@@ -193,6 +201,11 @@ class Residents:
         self.total -= len(jobs)
         return jobs
 
+    def unclaim(self, job: Waiting) -> None:
+        """Take a job back whose claim was not written: it is ready as before."""
+        if self.admit(job):
+            self.unpark(job)
+
     def unpark(self, job: Waiting) -> bool:
         """Let a parked job go on to its ready lane; False if it has gone since."""
         if self.parked.get(job[0]) is not job or not self.is_current(job):
@@ -202,7 +215,7 @@ class Residents:
         return True
 
     def cut(self, lane: LaneCursor, keep: int) -> None:
-        """Move the lane's cursor back so that about `keep` of its jobs stay below it.
+        """Move the lane's cursor back so that about `keep` (≥ 1) of its jobs stay below it.
 
         The place is estimated from every n-th job, so the cost is a walk without a sort. Call
         `drop_beyond` for each shard afterwards: what is above a cursor may stay a while.
@@ -214,9 +227,9 @@ class Residents:
             for job in islice(shard.waiting.values(), 0, None, step)
             if job[4] == lane.name
         )
-        place = keep * len(sample) // max(1, lane.resident)
-        if place < len(sample):
-            lane.cursor = min(lane.cursor, sample[place])
+        if sample:
+            last = max(1, keep * len(sample) // lane.resident) - 1
+            lane.cursor = min(lane.cursor, sample[min(last, len(sample) - 1)])
 
     def drop_beyond(self, lane: LaneCursor, number: int) -> None:
         """Drop the shard's jobs above the lane's cursor."""
@@ -241,3 +254,4 @@ class Residents:
             self.ready.push(job)
         else:
             self.parked[job[0]] = job
+            self.newly_parked = True

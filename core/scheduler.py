@@ -11,7 +11,6 @@ This module wires the parts, starts and stops them in order, and says whether th
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,12 +23,12 @@ from .dead_letters import DeadLetters
 from .dispatcher import Dispatcher
 from .errors import Unavailable
 from .gate import Gate
-from .job import Appended
+from .job import NO_OPTIONS, Appended
 from .jobs import Jobs
-from .kernel import Kernel
+from .kernel import Kernel, report_failure
 from .lease import Lease
 from .loader import Loader
-from .local import LocalWorker, handler_of, ms_of, spec_of
+from .local import LocalWorker, encode, handler_of, ms_of, spec_of
 from .ownership import Ownership
 from .ports import Metrics, NoMetrics, Store
 from .queues import Queues
@@ -77,8 +76,8 @@ class Scheduler:
         self._settler = Settler(kernel, self._job_ended)
         self._dispatcher = Dispatcher(kernel, self._settler)
         self._loader = Loader(kernel)
-        self._sweeper = Sweeper(kernel, self._loader)
-        self._ownership = Ownership(kernel, self._loader, self._sweeper)
+        self._sweeper = Sweeper(kernel)
+        self._ownership = Ownership(kernel, self._sweeper)
         self._ticker = Ticker(kernel)
         self.jobs = Jobs(kernel, self._settler, self._dispatcher)
         self.schedules = Schedules(kernel, self._ticker)
@@ -89,13 +88,19 @@ class Scheduler:
         self._gate = Gate(kernel, self._ticker, self._dispatcher.parked, self.jobs.cancel)
 
     async def start(self) -> None:
-        """Open the store, take shards, and start to fire. Raises `Unavailable`."""
+        """Open the store, take shards, and start to fire; once. Raises `Unavailable`."""
+        if self._parts or self._kernel.draining:
+            raise RuntimeError("a scheduler starts once")
         await self.store.open()
-        await self.jobs.start()
-        await self._ticker.start()
-        await self.schedules.start()
-        await self._sweeper.read_lanes()
-        await self._ownership.keep()
+        try:
+            await self.jobs.start()
+            await self._ticker.start()
+            await self.schedules.start()
+            await self._sweeper.read_lanes()
+            await self._ownership.keep()
+        except BaseException:
+            await self.store.close()
+            raise
         self._sweeper.progress_ms = self.clock.monotonic_ms()
         loop = asyncio.get_running_loop()
         self._parts = [
@@ -111,7 +116,9 @@ class Scheduler:
                 ("upkeep", self._maintain()),
             )
         ]
-        await self._local.start()
+        for part in self._parts:
+            part.add_done_callback(report_failure)
+        self._local.start()
 
     async def stop(self) -> None:
         """Drain and stop: claim nothing more, give back what was not sent, write what has ended.
@@ -159,7 +166,7 @@ class Scheduler:
         """Register an in-process handler; `defaults` are the keywords of `submit`."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            self._local.handlers[name] = handler_of(function, defaults)
+            self._local.add(name, handler_of(function, defaults))
             return function
 
         return register
@@ -194,9 +201,18 @@ class Scheduler:
     ) -> Schedule:
         """Define a schedule: `cron`, `interval` (seconds) or `at`; else as `ScheduleSpec`."""
         handler = self._local.handlers.get(task)
-        if queue is None:
-            queue = handler.queue if handler is not None else "default"
-        template = JobTemplate(task, json.dumps(args or {}).encode(), queue)
+        defaults = handler.defaults if handler is not None else {}
+        template = JobTemplate(
+            task,
+            encode(args or {}),
+            queue or defaults.get("queue", "default"),
+            defaults.get("priority"),
+            defaults.get("max_attempts"),
+            defaults.get("options", NO_OPTIONS),
+            tuple(defaults.get("tags", ())),
+        )
+        if handler is not None:
+            self._local.serve_queue(template.queue)
         definition = ScheduleSpec(
             template=template,
             cron=(cron,) if isinstance(cron, str) else tuple(cron),

@@ -34,7 +34,9 @@ class WorkerSession:
     __slots__ = (
         "answered",
         "answered_seq",
+        "asked_seq",
         "cancels",
+        "copies",
         "last_seen_ms",
         "leases",
         "name",
@@ -66,7 +68,9 @@ class WorkerSession:
         self.registered_at_ms = now_ms
         self.last_seen_ms = now_monotonic_ms
         self.poll: Poll | None = None
-        self.answered_seq = -1
+        self.asked_seq = self.answered_seq = -1
+        self.copies = 0
+        """Calls that asked for `asked_seq` and may still read its answer."""
         self.answered = PollAnswer()
         self.cancels: list[str] = []
         self.leases: dict[str, Lease] = {}
@@ -92,6 +96,22 @@ class WorkerSession:
             return 0
         return self.poll.slots.get(queue, 0) - self.reserved[queue]
 
+    def asked(self, seq: int) -> bool:
+        """Note a call; False if a later one has overtaken it, and nobody waits for its answer."""
+        if seq < self.asked_seq:
+            return False
+        self.copies = self.copies + 1 if seq == self.asked_seq else 1
+        self.asked_seq = seq
+        return True
+
+    def undelivered(self, seq: int) -> list[Lease]:
+        """Note that one call's answer was not read; return what by now nobody has read."""
+        if seq != self.asked_seq:
+            return []
+        self.copies -= 1
+        unread = self.copies <= 0 and seq == self.answered_seq
+        return self.repeat().leases if unread else []
+
     def next_batch(self, now_ms: int, jobs_max: int, bytes_max: int) -> list[Lease]:
         """Take from the outbox what is due and the waiting poll has slots for, within the limits.
 
@@ -116,17 +136,24 @@ class WorkerSession:
 
     def answer(self, answer: PollAnswer) -> None:
         """Answer the waiting poll."""
-        poll = self.poll
-        assert poll is not None
-        self.poll = None
-        self.answered_seq = poll.seq
+        assert self.poll is not None
+        self.answered_seq = self.poll.seq
         self.answered = answer
-        if not poll.answer.done():
+        self.dismiss_poll(answer)
+
+    def dismiss_poll(self, answer: PollAnswer) -> None:
+        """End the waiting poll without keeping what it was told: its caller has given it up."""
+        poll, self.poll = self.poll, None
+        if poll is not None and not poll.answer.done():
             poll.answer.set_result(answer)
 
     def repeat(self) -> PollAnswer:
         """Return the last answer again, without the leases that are no longer current."""
-        current = [lease for lease in self.answered.leases if self.leases.get(lease.id) is lease]
+        current = [
+            lease
+            for lease in self.answered.leases
+            if self.leases.get(lease.id) is lease and not lease.withdrawn
+        ]
         return PollAnswer(current, self.answered.cancel)
 
 

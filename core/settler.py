@@ -16,7 +16,7 @@ from .errors import Unavailable
 from .job import Settlement, State
 from .kernel import Kernel
 from .lease import Lease
-from .lifecycle import settle_cancelled, settle_lost, settle_released
+from .lifecycle import settle_lost, settle_released
 
 Pair: TypeAlias = tuple[Lease, Settlement]
 
@@ -37,12 +37,13 @@ class Settler:
             in_flight_max=settings.settles_in_flight_max,
         )
 
-    async def settle(self, pairs: Sequence[Pair]) -> list[bool]:
-        """Write the settlements; False: the row had moved on. Raises `Unavailable`.
+    def settle(self, pairs: Sequence[Pair]) -> asyncio.Task[list[bool]]:
+        """Write the settlements; False: the row had moved on. The task raises `Unavailable`.
 
-        The leases are gone afterwards, but for an error: then they are as they were.
+        From this call on nobody else settles these leases. They are gone afterwards, but for an
+        error: then they are as they were.
         """
-        return await self._write(pairs, self._begin(pairs)) if pairs else []
+        return self._kernel.spawn_for(self._write(pairs, self._begin(pairs)))
 
     def settle_later(self, pairs: Sequence[Pair]) -> None:
         """Write the settlements beside everything else; if that fails, the reaper comes back."""
@@ -53,21 +54,19 @@ class Settler:
     def release(self, leases: Sequence[Lease]) -> None:
         """Give jobs back that were not sent, or that their worker never received: uncharged."""
         now_ms = self._kernel.clock.now_ms()
+        for lease in leases:
+            self._kernel.withdraw(lease)
         self.settle_later([(lease, settle_released(lease, now_ms)) for lease in leases])
 
     def reap(self, leases: Sequence[Lease]) -> None:
-        """Settle leases that ran out: lost, or given back if they were never sent."""
+        """Settle leases that ran out: lost, or given back if that was begun before."""
         now_ms = self._kernel.clock.now_ms()
         self.settle_later(
             [
-                (lease, (settle_lost if lease.sent_ms else settle_released)(lease, now_ms))
+                (lease, (settle_released if lease.withdrawn else settle_lost)(lease, now_ms))
                 for lease in leases
             ]
         )
-
-    def cancel(self, lease: Lease) -> None:
-        """End a job that was claimed but not sent, because it was cancelled meanwhile."""
-        self.settle_later([(lease, settle_cancelled(lease, self._kernel.clock.now_ms()))])
 
     @staticmethod
     def _begin(pairs: Sequence[Pair]) -> asyncio.Event:
@@ -94,10 +93,12 @@ class Settler:
     async def _write_later(self, pairs: list[Pair], settling: asyncio.Event) -> None:
         try:
             await self._write(pairs, settling)
-        except Unavailable:
+        except Exception as error:  # whatever it is, the reaper comes back
             retry_ms = self._kernel.clock.monotonic_ms() + _RETRY_MS
             for lease, _ in pairs:
                 self._kernel.leases.extend(lease, retry_ms)
+            if not isinstance(error, Unavailable):
+                raise
 
     async def _flush(self, requests: list[list[Settlement]]) -> list[list[bool]]:
         started_ms = self._kernel.clock.monotonic_ms()
@@ -124,7 +125,7 @@ class Settler:
         if settlement.state is not State.SCHEDULED:
             kernel.ended(lease.id)
             self._on_ended(lease)
-        elif lease.cancel_requested or lease.id in kernel.cancels:
+        elif lease.cancel_requested or lease.id in kernel.residents.withheld:
             # The row may have been cancelled under this settlement: it alone knows.
             kernel.rereads[lease.id] = lease.scheduled_at_ms
         else:

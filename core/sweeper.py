@@ -13,10 +13,10 @@ from contextlib import suppress
 
 from .errors import Unavailable
 from .ids import shard_of
-from .job import CURSOR_START, Cursor, Ending, Job, Running, State
+from .job import CURSOR_START, Cursor, Job, Running, State, lane_name
 from .kernel import Kernel
 from .lease import adopt
-from .loader import Loader
+from .lifecycle import ENDED
 from .residents import ID_LAST
 
 _PAGES_MAX = 10
@@ -27,9 +27,8 @@ _COUNT_MS = 10_000
 class Sweeper:
     """Finds what memory does not know."""
 
-    def __init__(self, kernel: Kernel, loader: Loader) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._loader = loader
         self._swept: dict[str, Cursor] = {}
         self._full_at_ms = 0
         self._count_at_ms = 0
@@ -51,7 +50,7 @@ class Sweeper:
         """Read the queues, the doubtful rows and what fell due; raise `Unavailable`."""
         kernel = self._kernel
         await self.read_lanes()
-        await self._reread()
+        await self._reread_all()
         monotonic_ms = kernel.clock.monotonic_ms()
         if monotonic_ms >= self._full_at_ms:
             self._full_at_ms = monotonic_ms + kernel.settings.full_sweep_ms
@@ -65,12 +64,9 @@ class Sweeper:
 
     async def read_lanes(self) -> None:
         """Learn of queues, their settings and their lanes from the store."""
-        known = len(self._kernel.residents.lanes)
         for queue in await self._kernel.queues.refresh():
             for priority in queue.lanes():
-                self._kernel.residents.lane(f"{priority}/{queue.name}")
-        if len(self._kernel.residents.lanes) > known:
-            self._loader.ring()
+                self._kernel.residents.lane(lane_name(queue.name, priority))
 
     async def run_recovery(self) -> None:
         """Adopt running rows that no lease in memory holds, whenever `recover` is set."""
@@ -80,6 +76,9 @@ class Sweeper:
             try:
                 for name in list(self._kernel.residents.lanes):
                     await self._recover(name)
+                if not self.recover.is_set():
+                    self._kernel.recovered = True
+                    self._kernel.alarm.ring()
             except Unavailable:
                 self.recover.set()
                 await asyncio.sleep(self._kernel.settings.sweep_ms / 1000)
@@ -140,35 +139,27 @@ class Sweeper:
         spread_ms = int(lease.lease_ms * kernel.rng.random() / 3)
         kernel.leases.extend(lease, monotonic_ms + lease.lease_ms + spread_ms)
 
-    async def _reread(self) -> None:
+    async def _reread_all(self) -> None:
+        refs = list(self._kernel.rereads.items())
+        for start in range(0, len(refs), _REREADS_MAX):
+            await self._reread(refs[start : start + _REREADS_MAX])
+
+    async def _reread(self, refs: list[tuple[str, int]]) -> None:
         kernel = self._kernel
-        refs = list(kernel.rereads.items())[:_REREADS_MAX]
-        if not refs:
-            return
-        jobs = await kernel.store.find(refs)
-        expired: list[Ending] = []
-        now_ms = kernel.clock.now_ms()
-        for (job_id, _), job in zip(refs, jobs, strict=True):
+        for job_id, _ in refs:
             kernel.rereads.pop(job_id, None)
-            if job is None:
-                continue
-            if job.state is State.RUNNING and job.owner == kernel.boot_id:
+        try:
+            jobs = await kernel.store.find(refs)
+        except Unavailable:
+            kernel.rereads.update(refs)
+            raise
+        for (job_id, _), job in zip(refs, jobs, strict=True):
+            if job is None or job.state in ENDED:
+                kernel.ended(job_id)
+            elif job.state is State.RUNNING:
                 self._adopt(running_of(job))
-            elif job.state is State.SCHEDULED and job.expires_at_ms and job.expires_at_ms <= now_ms:
-                expired.append(
-                    Ending(
-                        job.id,
-                        job.scheduled_at_ms,
-                        job.run_at_ms,
-                        job.fencing_token,
-                        State.EXPIRED,
-                        "start_deadline",
-                    )
-                )
-            elif job.state is State.SCHEDULED:
+            else:
                 kernel.residents.offer(job.waiting)
-        if expired:
-            await kernel.store.end_waiting(expired, now_ms)
         kernel.alarm.ring()
 
 

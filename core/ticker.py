@@ -22,6 +22,8 @@ from .schedule import JobTemplate, Schedule, ScheduleSpec, jittered
 _SCHEDULES_PAGE = 500
 _OVERDUE_MAX = 10_000
 _CHECK_MS = 1_000
+_SPECS_MAX = 10_000
+_TRIES_MAX = 5
 
 
 class Ticker:
@@ -53,6 +55,8 @@ class Ticker:
     async def spec(self, schedule_id: str) -> ScheduleSpec | None:
         """Return a schedule's spec, None if it is gone; raise `Unavailable`."""
         if schedule_id not in self.specs:
+            if len(self.specs) >= _SPECS_MAX:
+                self.specs.clear()
             schedule = await self._kernel.store.get_schedule(schedule_id)
             self.specs[schedule_id] = schedule.spec if schedule is not None else None
         return self.specs[schedule_id]
@@ -63,6 +67,14 @@ class Ticker:
         That is: jobs made and never started, together with occurrences never made. Return the
         run_at_ms of the jobs that it dropped. Raises `Unavailable`.
         """
+        for _ in range(_TRIES_MAX):
+            dropped = await self._catch_up(schedule_id)
+            if dropped is not None:
+                return dropped
+        return set()
+
+    async def _catch_up(self, schedule_id: str) -> set[int] | None:
+        """Catch up once; None: somebody else has moved the schedule on meanwhile."""
         kernel = self._kernel
         schedule = await kernel.store.get_schedule(schedule_id)
         if schedule is None:
@@ -87,7 +99,7 @@ class Ticker:
         drop_made = sorted(drop.intersection(made))
         missed = tick.missed + len(drop)
         if not await self._write(schedule, Tick(keep, tick.cursor_ms, missed), drop_made):
-            return set()
+            return None
         return {jittered(spec, schedule_id, fire_ms) for fire_ms in drop_made}
 
     async def _pass(self) -> bool:
@@ -100,7 +112,8 @@ class Ticker:
             sorted(kernel.residents.shards), now_ms + horizon_ms // 2, _SCHEDULES_PAGE
         )
         for schedule in schedules:
-            self.specs[schedule.id] = schedule.spec
+            if schedule.id in self.specs:
+                self.specs[schedule.id] = schedule.spec
             tick = plan_tick(schedule, now_ms, now_ms + horizon_ms)
             if tick is None:
                 continue

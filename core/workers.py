@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .dispatcher import Dispatcher
-from .errors import InvalidRequest
+from .errors import InvalidRequest, Unavailable
 from .ids import check
 from .job import Job, State
 from .kernel import Kernel
@@ -73,20 +73,23 @@ class Workers:
     ) -> PollAnswer:
         """Return jobs to run, as soon as there are some, or nothing after `wait_ms`.
 
-        `slots` are the free ones per queue. The same `seq` again gives the same answer. Cancelling
-        the call is safe: what was claimed for it goes to the next poll, or back. Raises
-        `UnknownWorker` and `InvalidRequest`.
+        `slots` are the free ones per queue. The same `seq` again gives the same answer, a lower one
+        nothing. What was claimed for a cancelled call goes to the next poll, or back; if it had
+        just been answered, `undelivered` gives that back. Raises `UnknownWorker` and
+        `InvalidRequest`.
         """
         kernel = self._kernel
         session = kernel.sessions.get(worker_id, principal)
         _check_slots(slots, "/slots")
         session.last_seen_ms = kernel.clock.monotonic_ms()
+        if not session.asked(seq):
+            return PollAnswer()
         if seq == session.answered_seq:
             return session.repeat()
         if session.poll is not None:
             # The client gave the earlier one up: it may not get jobs that nobody would read.
             kernel.sessions.stop_waiting(session)
-            session.answer(PollAnswer())
+            session.dismiss_poll(PollAnswer())
         slots = {queue: min(count, session.queues.get(queue, 0)) for queue, count in slots.items()}
         poll = Poll(seq, slots)
         kernel.sessions.start_waiting(session, poll)
@@ -101,10 +104,14 @@ class Workers:
             session.last_seen_ms = kernel.clock.monotonic_ms()
 
     def undelivered(self, worker_id: str, seq: int) -> None:
-        """Give back, uncharged, the jobs of an answer that could not be written."""
+        """Give back, uncharged, the jobs of an answer that could not be written.
+
+        Call it once for each such call of `poll`, cancelled ones too. While another call with the
+        same `seq` may have read the answer, nothing is given back.
+        """
         session = self._kernel.sessions.find(worker_id)
-        if session is not None and session.answered_seq == seq:
-            self._settler.release(session.repeat().leases)
+        if session is not None:
+            self._settler.release(session.undelivered(seq))
 
     async def report(self, worker_id: str, report: Report, principal: str = "") -> ReportAnswer:
         """Settle what ended and renew what runs; return after the commit.
@@ -117,10 +124,11 @@ class Workers:
         if len(report.ended) + len(report.running) > REPORT_ITEMS_MAX:
             raise InvalidRequest(f"at most {REPORT_ITEMS_MAX} items", code="report_too_large")
         session.last_seen_ms = kernel.clock.monotonic_ms()
+        # Renewed first: that needs no store, so an outage costs none of these their lease.
+        renewed = await self._renew(session, report.running)
         results = await self._settle(session, report.ended)
-        results += await self._renew(session, report.running)
         cancels, session.cancels = session.cancels, []
-        return ReportAnswer(results, cancels, "drain" if kernel.draining else "run")
+        return ReportAnswer([*results, *renewed], cancels, "drain" if kernel.draining else "run")
 
     async def leave(self, worker_id: str, principal: str = "") -> None:
         """Close a session: every lease that it still has is released. Raises `UnknownWorker`."""
@@ -162,8 +170,14 @@ class Workers:
                 places.append(place)
         if pairs:
             # Shielded: what a caller that hangs up has reported is settled all the same.
-            settling = kernel.spawn_for(self._settler.settle(pairs))
-            for place, applied in zip(places, await asyncio.shield(settling), strict=True):
+            try:
+                flags = await asyncio.shield(self._settler.settle(pairs))
+            except Unavailable:
+                # The worker is alive and will repeat: its leases shall not run out over it.
+                for lease, _ in pairs:
+                    kernel.leases.renew(lease, kernel.clock.monotonic_ms())
+                raise
+            for place, applied in zip(places, flags, strict=True):
                 statuses[place] = "ok" if applied else "stale"
         stale = statuses.count("stale")
         if stale:
@@ -192,7 +206,7 @@ class Workers:
         lease = self._kernel.leases.get(job_id)
         if lease is not None and lease.settling is not None:
             if outcome is None:
-                return _Found(None, "ok")
+                return _Found(None, "ok") if lease.fencing_token == token else _STALE
             await lease.settling.wait()
             lease = self._kernel.leases.get(job_id)
         if lease is None:
@@ -210,11 +224,12 @@ class Workers:
         self, session: WorkerSession, job_id: str, token: int, outcome: Outcome | None
     ) -> _Found:
         kernel = self._kernel
-        job = await kernel.store.get(check(job_id))
+        job_id = check(job_id)
+        job = await kernel.store.get(job_id)
         if job is None or job.fencing_token != token:
             return _STALE
         if job.state is State.RUNNING:
-            if kernel.leases.get(job_id) is None and job_id not in kernel.residents.claiming:
+            if kernel.leases.get(job_id) is None:
                 queue = kernel.queues.get(job.queue)
                 monotonic_ms = kernel.clock.monotonic_ms()
                 lease = adopt(running_of(job), queue, kernel.settings, monotonic_ms)

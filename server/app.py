@@ -25,6 +25,7 @@ from .problems import answer
 from .routes import ROUTES, Route
 
 KEEPALIVE_SECONDS = 75.0
+LINGERING_SECONDS = 2.0
 SHUTDOWN_SECONDS_MAX = 5.0
 
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -81,6 +82,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         handle_signals=False,
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS,
+        lingering_time=LINGERING_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS_MAX,
     )
 

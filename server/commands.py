@@ -190,7 +190,8 @@ def demo(context: click.Context) -> None:
     """Run the demonstration, whose options are its own."""
     from .demo import demo as command
 
-    command.main(args=context.args, prog_name="tickwheel demo", standalone_mode=False)
+    status = command.main(args=context.args, prog_name="tickwheel demo", standalone_mode=False)
+    context.exit(status if isinstance(status, int) else 0)
 
 
 def on_store(

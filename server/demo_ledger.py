@@ -25,7 +25,7 @@ class Run:
     @property
     def lag_ms(self) -> float:
         """The worker's handler start minus the job's `run_at`."""
-        return self.started_us / 1000 - self.run_at_ms
+        return (self.started_us - self.run_at_ms * 1000) / 1000
 
 
 class Ledger:

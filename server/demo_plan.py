@@ -23,8 +23,10 @@ SLOTS: Final = {"mail": 500, "flaky": 100, "poison": 100, "reports": 40, "ticks"
 """The queues, and how many jobs of each one worker runs at once."""
 LEASE_SECONDS: Final = 3.0
 REPORTS: Final = 24
-REPORT_SECONDS: Final = 1.5
-REPORT_SPAN_SECONDS: Final = 1.0
+REPORT_SECONDS: Final = 2.0
+REPORT_SPAN_SECONDS: Final = 0.6
+REPORTS_HELD_MIN: Final = 12
+"""A worker is killed when so many reports run."""
 FAILING_SHARE: Final = 0.4
 POISON_ATTEMPTS: Final = 3
 CRON_SECONDS: Final = 2
@@ -48,8 +50,12 @@ class Planned:
         """Return the job as it is submitted."""
         run_at = instant(self.due_ms)
         if self.kind == "flaky":
-            policy = {"strategy": "fixed", "initial_seconds": 0.5}
-            return {"task": "flaky", "queue": "flaky", "run_at": run_at, "retry_policy": policy}  # type: ignore[typeddict-item]
+            return {
+                "task": "flaky",
+                "queue": "flaky",
+                "run_at": run_at,
+                "retry_policy": {"strategy": "fixed", "initial_seconds": 0.5},
+            }
         if self.kind == "poison":
             return {
                 "task": "poison",

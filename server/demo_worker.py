@@ -76,8 +76,8 @@ async def flaky(ctx: Context) -> None:
 
 
 @worker.task
-async def poison() -> None:
-    """Fail until somebody fixes what is wrong."""
+def poison() -> None:
+    """Fail, in a thread, until somebody fixes what is wrong."""
     if not Path(os.environ["TICKWHEEL_DEMO_FIX"]).exists():
         raise ValueError("nobody has fixed this yet")
 

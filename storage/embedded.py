@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import asyncpg
 import psutil
 
 from .embedded_dir import PORT, DataDir, default_data_dir
@@ -48,6 +49,7 @@ STOP_SECONDS_MAX = 60.0
 QUIT_SECONDS_MAX = 10.0
 WATCH_SECONDS = 0.5
 POLL_SECONDS = 0.01
+ANSWER_SECONDS_MAX = 10.0
 RELAUNCH_SECONDS = 0.2
 RESTARTS_MAX = 5
 LOG_TAIL_BYTES = 8192
@@ -157,10 +159,11 @@ class EmbeddedPostgres:
                 told = self._dir.postmaster()
                 ready = told is not None and told.status == "ready"
                 if told is not None and ready and told.pid == self._pid():
-                    if told.socket.exists():
+                    if not told.socket.exists():
+                        # A cleaner of /tmp took the socket of a server that is well otherwise.
+                        await self._stop_server()
+                    elif await _answers(told.socket_dir):
                         return told.socket_dir
-                    # A cleaner of /tmp took the socket of a server that is well otherwise.
-                    await self._stop_server()
                 await asyncio.sleep(POLL_SECONDS)
 
     def _pid(self) -> int | None:
@@ -299,6 +302,16 @@ async def _deadline(seconds: float, complaint: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise EmbeddedPostgresError(f"{complaint} within {seconds:g} seconds") from None
+
+
+async def _answers(socket_dir: Path) -> bool:
+    """Say if the server takes connections: one found running may have been told to end."""
+    try:
+        connection = await asyncpg.connect(_dsn(socket_dir), timeout=ANSWER_SECONDS_MAX)
+    except (OSError, asyncpg.PostgresError):
+        return False
+    await connection.close()
+    return True
 
 
 async def _until(done: Callable[[], bool]) -> None:

@@ -13,16 +13,15 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias
 
 import asyncpg
 
-T = TypeVar("T")
 Row: TypeAlias = Sequence[Any]
 
 CONNECT_SECONDS_MAX: Final = 5.0
-STATEMENTS_CACHED_MAX: Final = 1_000
-"""Prepared statements per connection; a handful for each partition in use."""
+STATEMENTS_CACHED_MAX: Final = 256
+"""Prepared statements per connection: some fifteen for each partition in daily use."""
 
 PLANNER_SETTINGS: Final = {
     "enable_seqscan": "off",

@@ -97,11 +97,6 @@ class Partitions:
                 groups.setdefault(found.name, []).append((place, item))
         return groups, homeless
 
-    def newest_first(self, from_ms: int | None) -> list[Partition]:
-        """Return those known that start at or before `from_ms` (None: all), the latest first."""
-        end = len(self._known) if from_ms is None else bisect_right(self._starts, from_ms)
-        return self._known[:end][::-1]
-
     async def refresh(self, link: Link) -> None:
         """Read the table again."""
         rows = await link.fetch(self._sql("partitions_all"))
@@ -115,6 +110,12 @@ class Partitions:
         """
         return [
             row[0] for row in await link.fetch(self._sql("partitions_live"), until_ms or END_MS)
+        ]
+
+    async def newest_first(self, link: Link, from_ms: int) -> list[Partition]:
+        """Return those that may hold rows scheduled at or before `from_ms`, the latest first."""
+        return [
+            Partition(*row) for row in await link.fetch(self._sql("partitions_filled"), from_ms)
         ]
 
     async def ensure(self, times_ms: Sequence[int]) -> int:

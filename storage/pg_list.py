@@ -39,8 +39,7 @@ class PgList(PgBase):
             try:
                 async with link.transaction():
                     await link.script(self._sql("list_timeout"))
-                    await self._partitions.refresh(link)
-                    for partition in self._partitions.newest_first(start[0]):
+                    for partition in await self._partitions.newest_first(link, start[0]):
                         if clock() > deadline or await self._list(link, partition.name, page):
                             return page.found, page.place
                         page.place = min(page.place, (partition.starts_ms, _ID_MIN))

@@ -161,7 +161,8 @@ class PgSchedules(PgBase):
         async def work(link: Link) -> list[list[str]]:
             active: dict[str, list[str]] = {schedule_id: [] for schedule_id in schedule_ids}
             # What has been started was due: its partition has begun, by anybody's clock.
-            for name in await self._partitions.live(link, self._seen_ms + DAY_MS):
+            until_ms = self._seen_ms + DAY_MS if self._seen_ms else None
+            for name in await self._partitions.live(link, until_ms):
                 rows = await link.fetch(self._sql("active_jobs", name), list(active))
                 for schedule_id, job_id in rows:
                     active[schedule_id].append(str(job_id))

@@ -42,6 +42,8 @@ _LOST: Final = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    # What the driver says of a connection that the server ended while it was idle.
+    asyncpg.InternalClientError,
 )
 _NO_WRITES: Final = (
     asyncpg.ReadOnlySQLTransactionError,
@@ -97,6 +99,10 @@ class Pool:
                 if attempt == attempts_max:
                     kind = OutcomeUnknown if repeated else Unavailable
                     raise kind(f"the database: {failed.cause}") from failed.cause
+            except Unavailable as error:
+                if repeated:
+                    raise OutcomeUnknown(error.detail) from error
+                raise
             pause = min(PAUSE_SECONDS * 2 ** (attempt - 1), PAUSE_SECONDS_MAX)
             await self._sleep(pause * (0.5 + self._rng.random()))
         raise AssertionError("at least one attempt is made")
@@ -135,12 +141,14 @@ class Pool:
                 return await self._unbroken(link, work)
             except TickwheelError:
                 raise
-            except asyncpg.DataError as error:
+            except (asyncpg.DataError, UnicodeEncodeError, OverflowError) as error:
                 raise InvalidRequest(f"the database refused a value: {error}") from error
             except (*_LOST, *_NO_WRITES, *_AGAIN, asyncpg.InterfaceError) as error:
                 lost = link.closed or isinstance(error, _LOST)
                 if isinstance(error, asyncpg.InterfaceError) and not lost:
                     raise
+                if lost:
+                    link.terminate()
                 if isinstance(error, _NO_WRITES):
                     self.expire()
                 raise _Failed(error, in_doubt=lost and link.in_doubt) from error

@@ -40,6 +40,7 @@ WITH chosen AS MATERIALIZED (
             AND j.queue = $2
             AND j.priority = p.priority
             AND j.state = 'scheduled'
+        ORDER BY j.run_at, j.id
         LIMIT $3
     ) AS page
     LIMIT $3

@@ -56,6 +56,7 @@ FROM (
             AND (j.run_at, j.id) > ($4::timestamptz, $5::uuid)
             AND j.run_at <= $6
             AND j.state = 'scheduled'
+        ORDER BY j.run_at, j.id
         LIMIT $7
     ) AS page
     LIMIT $7

@@ -2,9 +2,17 @@
 SELECT starts_at, ends_at, name FROM {schema}.partitions ORDER BY starts_at;
 
 -- name: partitions_live
+-- A partition that nothing was ever written to has a file without a byte.
 SELECT name FROM {schema}.partitions
-WHERE starts_at <= $1 AND drained_at IS NULL
+WHERE starts_at <= $1
+    AND drained_at IS NULL
+    AND pg_relation_size(to_regclass('{schema}.' || name)) > 0
 ORDER BY starts_at;
+
+-- name: partitions_filled
+SELECT starts_at, ends_at, name FROM {schema}.partitions
+WHERE starts_at <= $1 AND pg_relation_size(to_regclass('{schema}.' || name)) > 0
+ORDER BY starts_at DESC;
 
 -- name: partition_lock
 SET LOCAL lock_timeout = '30s';
@@ -40,7 +48,12 @@ SELECT name FROM {schema}.partitions WHERE name = $1 FOR UPDATE;
 UPDATE {schema}.partitions SET drained_at = $2 WHERE name = $1;
 
 -- name: partition_unfinished
-SELECT EXISTS (SELECT 1 FROM {partition} WHERE finished_at IS NULL);
+SELECT EXISTS (
+    SELECT 1 FROM {partition}
+    WHERE finished_at IS NULL
+    ORDER BY shard, queue, priority, run_at, id
+    LIMIT 1
+);
 
 -- name: partition_detach_pending
 SELECT c.relname

@@ -160,3 +160,11 @@ async def test_a_deleted_letter_is_not_redriven(store: Store) -> None:
     await store.delete_dead_letters([dead.id])
     assert await store.redrive([(dead.id, new_job(redriven_from=dead.id))]) == [False]
     assert await load(store) == []
+
+
+async def test_the_job_of_one_letter_does_not_stand_for_another(store: Store) -> None:
+    first, second = await kill(store, new_job()), await kill(store, new_job())
+    new = new_job(redriven_from=first.id)
+    assert await store.redrive([(first.id, new)]) == [True]
+    await store.delete_dead_letters([second.id])
+    assert await store.redrive([(second.id, new)]) == [False]

@@ -11,7 +11,6 @@ from typing import Any
 import asyncpg
 
 from tickwheel.storage import PostgresStore
-from tickwheel.storage.link import Link
 
 _SCHEMAS = count()
 
@@ -51,35 +50,45 @@ async def kill_sessions(dsn: str, where: str = "true") -> int:
     return len(rows)
 
 
-Fetch = Callable[..., Awaitable[list[Any]]]
+async def no_pause(_seconds: float) -> None:
+    """Stand in for the pauses between retries."""
 
 
-@contextmanager
-def reply_lost_after(word: str) -> Iterator[list[str]]:
-    """Cut the connection once, after a statement that begins with `word` has been carried out.
+class Cut:
+    """Cuts a store's connection at its `nth` exchange with the server, counted from 1, once.
 
-    Yields the statements that it happened to.
+    `carried_out`: what was sent is carried out and the reply is lost; else it is lost on the way.
     """
-    hit: list[str] = []
-    fetch, copy = Link.fetch, Link.copy
 
-    async def cut(link: Link, text: str) -> None:
-        if text.startswith(word) and not hit:
-            hit.append(text)
-            link.terminate()
-            raise ConnectionResetError("the reply was lost")
+    def __init__(self, nth: int, *, carried_out: bool) -> None:
+        self._nth = nth
+        self._carried_out = carried_out
+        self._seen = 0
 
-    async def lossy_fetch(link: Link, text: str, *args: object) -> list[Any]:
-        rows = await fetch(link, text, *args)
-        await cut(link, text)
-        return rows
+    @property
+    def happened(self) -> bool:
+        return self._seen >= self._nth
 
-    async def lossy_copy(link: Link, *args: Any) -> None:
-        await copy(link, *args)
-        await cut(link, "COPY")
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        kinds = ("fetch", "execute", "copy_records_to_table")
+        whole = {kind: getattr(asyncpg.Connection, kind) for kind in kinds}
+        for kind, method in whole.items():
+            setattr(asyncpg.Connection, kind, self._lossy(method))
+        try:
+            yield
+        finally:
+            for kind, method in whole.items():
+                setattr(asyncpg.Connection, kind, method)
 
-    Link.fetch, Link.copy = lossy_fetch, lossy_copy  # type: ignore[assignment, method-assign]
-    try:
-        yield hit
-    finally:
-        Link.fetch, Link.copy = fetch, copy  # type: ignore[method-assign]
+    def _lossy(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def exchange(connection: Any, *args: Any, **options: Any) -> Any:
+            self._seen += 1
+            if self._seen != self._nth:
+                return await method(connection, *args, **options)
+            if self._carried_out:
+                await method(connection, *args, **options)
+            connection.terminate()
+            raise asyncpg.ConnectionDoesNotExistError("cut by the test")
+
+        return exchange

@@ -214,9 +214,9 @@ def test_a_start_cut_short_leaves_nothing_half_made(data_dir: Path) -> None:
         assert not (data_dir / "postgres").exists()
         async with started(data_dir) as dsn:
             assert await fetch(dsn, "SELECT 1") == 1
-        assert not list(data_dir.glob("postgres.new-*"))
 
     asyncio.run(main())
+    assert not list(data_dir.glob("postgres.new-*"))
 
 
 @pytest.mark.parametrize("name", ["x" * 120, "a name, with ü & ?"])

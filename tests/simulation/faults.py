@@ -108,7 +108,7 @@ def draw_faults(rng: random.Random) -> Faults:
         store_fails_share=share(0.1),
         store_unknown_share=share(0.1),
         store_outage_count=count(2),
-        net_delay_ms=rng.choice((0, 3, 50)),
+        net_delay_ms=rng.choice((1, 3, 50)),
         net_slow_share=share(0.1),
         net_slow_ms=rng.choice((500, 5_000)),
         request_lost_share=share(0.1),

@@ -80,7 +80,9 @@ class Link:
                 raise asyncio.CancelledError
             sent = [copy(argument) for argument in arguments]
             # In no group: what is under way goes on when the process dies.
-            return await asyncio.shield(self._loop.spawn("", self._round_trip(name, method, sent)))
+            trip = self._loop.spawn("", self._round_trip(name, method, sent))
+            trip.add_done_callback(lambda done: done.exception())
+            return await asyncio.shield(trip)
 
         return call
 

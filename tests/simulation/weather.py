@@ -24,7 +24,7 @@ class Weather:
         faults = self.faults
         if self.strikes(faults.net_slow_share):
             return self._rng.uniform(0, faults.net_slow_ms) / 1000
-        return self._rng.uniform(0, faults.net_delay_ms) / 1000
+        return self._rng.uniform(0.1, faults.net_delay_ms) / 1000
 
     def store_seconds(self) -> float:
         """Return how long half a round trip to the store takes."""

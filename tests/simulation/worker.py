@@ -28,6 +28,7 @@ from tickwheel.core.protocol import (
 _WAIT_MS = 2_000
 _TIMEOUT_SECONDS = 1.0
 _BACKOFF_SECONDS = 0.2
+_EMPTY_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class SimWorker:
         self._renew_seconds = min(shape.lease_ms) / 3000
         self.mix = Mix(shape.fail_share, shape.release_share, rng.choice((50, 500, 3_000)))
         self._boot = 0
+        self._alive = False
         self._reset()
 
     def _reset(self) -> None:
@@ -76,7 +78,10 @@ class SimWorker:
         return f"{self.name}/{self._boot}"
 
     def start(self) -> None:
-        """Boot, with nothing in memory."""
+        """Boot, with nothing in memory, unless it runs."""
+        if self._alive:
+            return
+        self._alive = True
         self._boot += 1
         self._reset()
         self._loop.spawn(self._group, self._poll())
@@ -84,6 +89,7 @@ class SimWorker:
 
     def crash(self) -> None:
         """Be gone without a word."""
+        self._alive = False
         self._loop.kill(self._group)
 
     async def pause(self, seconds: float) -> None:
@@ -125,16 +131,17 @@ class SimWorker:
         return self._worker_id
 
     async def _poll(self) -> None:
-        seq, repeats = 1, False
+        seq, repeats = 0, False
+        slots: dict[str, int] = {}
         while True:
             worker_id = await self._session()
-            busy = Counter(queue for queue, _ in self._running.values())
-            slots = {queue: count - busy[queue] for queue, count in self._slots.items()}
-            if not any(count > 0 for count in slots.values()):
-                self._freed.clear()
-                await self._freed.wait()
-                continue
             if not repeats:
+                busy = Counter(queue for queue, _ in self._running.values())
+                slots = {queue: count - busy[queue] for queue, count in self._slots.items()}
+                if not any(count > 0 for count in slots.values()):
+                    self._freed.clear()
+                    await self._freed.wait()
+                    continue
                 seq += 1
             await self._awake.wait()
             try:
@@ -150,6 +157,8 @@ class SimWorker:
                 await asyncio.sleep(_BACKOFF_SECONDS)
             else:
                 repeats = False
+                if not answer.leases:
+                    await asyncio.sleep(_EMPTY_SECONDS)
                 await self._awake.wait()
                 for lease in answer.leases:
                     self._begin(lease)

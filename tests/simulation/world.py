@@ -28,7 +28,7 @@ from simulation.rows import Rows
 from simulation.trace import Trace
 from simulation.weather import Weather
 from simulation.worker import Mix, SimWorker
-from tickwheel.core import Queue, TickwheelError
+from tickwheel.core import Queue, Scheduler, TickwheelError
 from tickwheel.core.settings import Settings
 from tickwheel.core.testing import VirtualClock
 from tickwheel.storage import MemoryStore
@@ -106,7 +106,7 @@ class World:
             life.result()
 
     def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        self.trace.violate("parts", f"{context.get('message')}: {context.get('exception')!r}")
+        self.trace.violate("parts", f"{context.get('message')}: {context.get('exception')!r} {context.get('task')!r:.300}")
 
     async def _live(self) -> None:
         shape = self._shape
@@ -226,18 +226,19 @@ class World:
 
     async def _let_all_run(self) -> bool:
         """Resume the queues and pause the schedules; False if nobody serves that yet."""
-        scheduler = self._node.scheduler
-        if scheduler is None:
-            return False
-        try:
+
+        async def serve(scheduler: Scheduler) -> None:
             for queue in self._shape.queues:
                 self.ledger.resuming(queue)
                 await scheduler.queues.resume(queue)
             for schedule in await scheduler.schedules.list("", 100, None):
                 await scheduler.schedules.pause(schedule.id)
-        except TickwheelError:
+
+        task = self._node.serve(serve)
+        if task is None:
             return False
-        return True
+        await asyncio.wait([task])
+        return not task.cancelled() and not isinstance(task.exception(), TickwheelError)
 
 
 def _settings(shape: Shape) -> Settings:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_scheduler import FakeScheduler
 
-from tickwheel.client import Context, NotAllowed, Worker, runtime, session
+from tickwheel.client import Context, NotAllowed, Worker, poller, runtime, session
 
 
 @pytest.fixture
@@ -329,8 +329,8 @@ async def test_a_scheduler_that_is_not_ready_yet_is_waited_for(fake: FakeSchedul
 async def test_a_draining_scheduler_is_asked_for_no_jobs(
     fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "QUIET_SECONDS", 3_600.0)
-    monkeypatch.setattr(session, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(poller, "QUIET_SECONDS", 3_600.0)
+    monkeypatch.setattr(poller, "WAIT_SECONDS", 0.0)
     worker = Worker(fake.url, grace_seconds=0.0)
     waiting = Waiting(worker)
     fake.directive = "drain"
@@ -382,6 +382,34 @@ async def test_a_scheduler_that_is_away_leaves_its_slots_to_the_others(
             await other.until(lambda: len(other.asked("poll")) >= 3)
             await fake.reported("succeeded", _quick(worker, fake))
             await fake.until(lambda: _slots(fake)["default"] >= 9)
+
+
+async def test_when_a_scheduler_dies_another_is_told_of_its_leases(fake: FakeScheduler) -> None:
+    with FakeScheduler() as other:
+        worker = Worker([fake.url, other.url], queues={"default": 10})
+        waiting = Waiting(worker)
+        async with worker:
+            await other.until(lambda: other.asked("poll"))
+            job_id = fake.offer("wait", lease_seconds=2.0)
+            await waiting.started.wait()
+            fake.refuse("report", 503, "unavailable", times=1_000)
+            await other.until(lambda: job_id in other.items("running"))
+            waiting.go_on.set()
+            await other.reported("succeeded", job_id)
+        assert not waiting.cancelled.is_set()
+
+
+async def test_when_a_scheduler_dies_another_is_told_how_its_jobs_ended(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HAND_OVER_FAILURES", 2)
+    with FakeScheduler() as other:
+        worker = Worker([fake.url, other.url], queues={"default": 10})
+        async with worker:
+            await other.until(lambda: other.asked("poll"))
+            fake.refuse("report", 421, "not_owner", times=1_000)
+            job_id = _quick(worker, fake)
+            await other.reported("succeeded", job_id)
 
 
 # The end.

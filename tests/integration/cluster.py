@@ -1,0 +1,132 @@
+"""A server and workers as processes of their own, to be killed; and the book they are checked by."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+_READY_SECONDS_MAX = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Cluster:
+    """Processes by role, on one database and one port."""
+
+    dsn: str
+    schema: str
+    folder: Path
+    port: int = field(default_factory=free_port)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ledgers: list[Path] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def server(self) -> subprocess.Popen[bytes]:
+        """Start a server and wait until it is ready."""
+        options = ["--port", str(self.port), "--dsn", self.dsn, "--schema", self.schema]
+        process = self._start(["serve", *options], {})
+        await self.ready(process)
+        return process
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker with a ledger of its own."""
+        ledger = self.folder / f"ledger-{len(self.ledgers)}"
+        self.ledgers.append(ledger)
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        environment = {"LEDGER": str(ledger), "PYTHONPATH": path}
+        return self._start(["worker", "ledger_worker:worker", "--url", self.url], environment)
+
+    async def ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the server answers that it makes progress."""
+        async with asyncio.timeout(_READY_SECONDS_MAX), aiohttp.ClientSession() as session:
+            while True:
+                assert process.poll() is None, f"the server ended with {process.returncode}"
+                try:
+                    async with session.get(f"{self.url}/readyz") as answer:
+                        if answer.status == 200:
+                            return
+                except aiohttp.ClientConnectionError:
+                    pass
+                await asyncio.sleep(0.02)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return every line of every ledger that was written whole."""
+        lines: list[dict[str, Any]] = []
+        for ledger in self.ledgers:
+            if ledger.exists():
+                lines += [json.loads(line) for line in ledger.read_bytes().splitlines() if line]
+        return lines
+
+    def assert_honest(self) -> None:
+        """No attempt began twice, none began early, and the tokens of a job grow."""
+        starts = [line for line in self.runs() if line["event"] == "start"]
+        twice = [
+            key
+            for key, count in Counter((line["job"], line["token"]) for line in starts).items()
+            if count > 1
+        ]
+        assert not twice, f"one token ran twice: {twice[:5]}"
+        early = [line for line in starts if line["at"] < line["due"]]
+        assert not early, f"early: {early[:5]}"
+        tokens: dict[str, int] = {}
+        for line in sorted(starts, key=lambda line: line["at"]):
+            assert line["token"] > tokens.get(line["job"], 0), f"token went back: {line}"
+            tokens[line["job"]] = line["token"]
+
+    def _start(
+        self, arguments: list[str], environment: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        code = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, *arguments],
+                env=os.environ | environment,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """`kill -9`, and reap."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@asynccontextmanager
+async def cluster(dsn: str, schema: str, folder: Path) -> AsyncIterator[Cluster]:
+    """A cluster whose processes are ended at the end, whatever happened."""
+    house = Cluster(dsn, schema, folder)
+    try:
+        yield house
+    finally:
+        for process in house.processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in house.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                kill(process)

@@ -1,0 +1,117 @@
+"""Health, metrics, and the description of the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from integration.http_house import house
+from prometheus_client.parser import text_string_to_metric_families
+
+from tickwheel.server import answers, metrics
+from tickwheel.server.metrics import ServerMetrics
+from tickwheel.server.openapi import describe
+from tickwheel.server.routes import ROUTES
+
+
+def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+async def test_a_running_server_is_healthy_and_ready() -> None:
+    async with house() as h:
+        for path in ("/healthz", "/readyz"):
+            reply = await h.call("GET", path)
+            assert reply.status == 200
+            msgspec.json.decode(reply.raw, type=answers.Status)
+
+
+async def test_what_jobs_did_is_in_the_metrics() -> None:
+    async with house() as h:
+        worker = await h.worker()
+        await h.submit()
+        (job,) = await h.lease(worker)
+        ended = {"job_id": job["id"], "fencing_token": job["fencing_token"]}
+        await h.report(worker, succeeded=[ended])
+        await h.report(worker, succeeded=[{**ended, "fencing_token": 1}])
+        await h.call("GET", "/nope")
+        reply = await h.call("GET", "/metrics")
+        assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        found = samples(reply.raw)
+        queue = ("queue", "default")
+        assert found["tickwheel_jobs_submitted_total", (queue,)] == 1
+        assert found["tickwheel_fire_lag_seconds_count", (queue,)] == 1
+        outcome = ("outcome", "succeeded")
+        assert found["tickwheel_attempts_settled_total", (outcome, queue)] == 1
+        assert found["tickwheel_stale_reports_total", ()] == 1
+        requests = "tickwheel_requests_total"
+        assert found[requests, (("route", "/v1/jobs"), ("status", "201"))] == 1
+        assert found[requests, (("route", ""), ("status", "404"))] == 1
+        assert found["tickwheel_batch_rows_total", (("name", "append"),)] >= 1
+
+
+def test_a_lag_is_counted_in_its_bucket_and_all_above() -> None:
+    counted = ServerMetrics()
+    counted.fired("q", [0, 1, 2, 60_000, 70_000])
+    found = samples(counted.expose())
+    bucket = "tickwheel_fire_lag_seconds_bucket"
+    for bound, count in {"0.001": 2, "0.002": 3, "30.0": 3, "60.0": 4, "+Inf": 5}.items():
+        key = (bucket, (("le", bound), ("queue", "q")))
+        if bound != "30.0":
+            assert found[key] == count
+    assert found["tickwheel_fire_lag_seconds_sum", (("queue", "q"),)] == pytest.approx(130.003)
+
+
+def test_the_names_of_queues_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "QUEUE_LABELS_MAX", 3)
+    counted = ServerMetrics()
+    for n in range(10):
+        counted.submitted(f"q{n}", 1)
+    counted.submitted("q0", 1)
+    found = samples(counted.expose())
+    submitted = {
+        labels[0][1]: value for (name, labels), value in found.items() if "submitted_total" in name
+    }
+    assert submitted == {"q0": 2, "q1": 1, "q2": 1, "other": 7}
+
+
+async def test_the_description_is_of_every_route_and_its_references_resolve() -> None:
+    async with house() as h:
+        reply = await h.call("GET", "/openapi.json")
+        assert reply.status == 200
+        document = reply.body
+        assert document["openapi"] == "3.1.0"
+        schemas = document["components"]["schemas"]
+
+        def references(value: Any) -> set[str]:
+            if isinstance(value, dict):
+                own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+                return own.union(*map(references, value.values()))
+            if isinstance(value, list):
+                return set().union(*map(references, value))
+            return set()
+
+        for reference in references(document):
+            assert reference.removeprefix("#/components/schemas/") in schemas
+        ids = [op["operationId"] for path in document["paths"].values() for op in path.values()]
+        assert len(ids) == len(set(ids)) == len(ROUTES)
+        job = schemas["JobRequest"]
+        assert job["required"] == ["task"]
+        assert job["additionalProperties"] is False
+        assert job["properties"]["queue"]["pattern"].startswith("^[A-Za-z0-9_.-]{1,128}")
+        assert "required" not in schemas["ScheduleRequestPatch"]
+
+
+def test_every_route_that_takes_or_gives_a_body_says_which() -> None:
+    paths = describe(ROUTES)["paths"]
+    for route in ROUTES:
+        operation = paths[route.path][route.method.lower()]
+        if route.method in ("PUT", "PATCH"):
+            assert "requestBody" in operation, route
+        if route.status != 204 and route.path not in ("/metrics", "/openapi.json"):
+            assert "content" in operation["responses"][str(route.status)], route

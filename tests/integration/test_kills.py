@@ -1,0 +1,134 @@
+"""`kill -9` of server, worker and Postgres while jobs are submitted: nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+from integration.cluster import Cluster, cluster, kill
+from tickwheel.client import Client
+from tickwheel.client.errors import ClientError
+from tickwheel.storage import EmbeddedPostgres
+
+_JOBS = 1_500
+_SPREAD_SECONDS = 4.0
+
+
+async def _submit(house: Cluster, acknowledged: list[str]) -> None:
+    """Submit single jobs, each until it is acknowledged, due within the next moments."""
+    async with Client(house.url, timeout_seconds=5.0, retries=4) as client:
+
+        async def one(index: int) -> None:
+            key = f"job-{index}"
+            while True:
+                try:
+                    job = await client.submit(
+                        "note",
+                        {"seconds": 0.05},
+                        delay=index % 10 / 10,
+                        idempotency_key=key,
+                    )
+                except ClientError:
+                    continue
+                acknowledged.append(job["id"])
+                return
+
+        started = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for index in range(_JOBS):
+                await asyncio.sleep(
+                    max(0.0, started + index * _SPREAD_SECONDS / _JOBS - time.monotonic())
+                )
+                group.create_task(one(index))
+
+
+async def _survive(
+    house: Cluster, dsn: str, disaster: Callable[[], Awaitable[None]], lease_seconds: float = 2.0
+) -> None:
+    async with Client(house.url) as client:
+        await client.queues.put("default", {"lease_seconds": lease_seconds})
+    acknowledged: list[str] = []
+    submitting = asyncio.create_task(_submit(house, acknowledged))
+    await asyncio.sleep(_SPREAD_SECONDS / 3)
+    await disaster()
+    await submitting
+    assert len(acknowledged) == len(set(acknowledged)) == _JOBS
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with asyncio.timeout(60):
+            while await connection.fetchval(
+                f"SELECT count(*) FROM {house.schema}.jobs WHERE finished_at IS NULL"
+            ):
+                await asyncio.sleep(0.1)
+        states = await connection.fetch(
+            f"SELECT state, count(*) FROM {house.schema}.jobs GROUP BY state"
+        )
+    finally:
+        await connection.close()
+    assert {row["state"]: row["count"] for row in states} == {"succeeded": _JOBS}
+    ended = {line["job"] for line in house.runs() if line["event"] == "end"}
+    assert ended == set(acknowledged)
+    house.assert_honest()
+
+
+async def test_a_killed_server_loses_nothing_and_repeats_nothing_that_ran(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with cluster(postgres_dsn, "kill_server", tmp_path) as house:
+        server = await house.server()
+        house.worker()
+        house.worker()
+
+        async def disaster() -> None:
+            kill(server)
+            await house.server()
+
+        await _survive(house, postgres_dsn, disaster, lease_seconds=5.0)
+        starts = [line for line in house.runs() if line["event"] == "start"]
+        ends = [line for line in house.runs() if line["event"] == "end"]
+        assert len(ends) == len(starts)
+
+
+async def test_the_jobs_of_a_killed_worker_run_again_elsewhere(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with cluster(postgres_dsn, "kill_worker", tmp_path) as house:
+        await house.server()
+        victim = house.worker()
+        house.worker()
+
+        async def disaster() -> None:
+            kill(victim)
+
+        await _survive(house, postgres_dsn, disaster)
+
+
+async def test_a_killed_postgres_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="tickwheel-") as folder:
+        Path(folder).chmod(0o755)
+        postgres = EmbeddedPostgres(Path(folder) / "data")
+        dsn = await postgres.start()
+        try:
+            async with cluster(dsn, "kill_postgres", tmp_path) as house:
+                await house.server()
+                house.worker()
+                house.worker()
+
+                async def disaster() -> None:
+                    connection = await asyncpg.connect(dsn)
+                    backend = await connection.fetchval("SELECT pg_backend_pid()")
+                    postmaster = int(
+                        Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1]
+                    )
+                    os.kill(postmaster, signal.SIGKILL)
+                    connection.terminate()
+
+                await _survive(house, dsn, disaster)
+        finally:
+            await postgres.stop()

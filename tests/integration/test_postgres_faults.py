@@ -1,0 +1,406 @@
+"""Lost connections lose nothing and double nothing, wherever they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+from conformance.rows import (
+    ANY,
+    DAY,
+    FAR,
+    NOW,
+    OWNER,
+    add,
+    claim,
+    claim_of,
+    ending_of,
+    eventually,
+    key,
+    kill,
+    new_job,
+    row_of,
+    settlement,
+    start,
+)
+
+from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, Unavailable
+from tickwheel.core.job import Appended, State, Submission
+from tickwheel.core.ports import NewTick
+from tickwheel.core.schedule import JobTemplate, ScheduleSpec
+from tickwheel.storage import PostgresStore
+from tickwheel.storage import pool as pool_module
+from tickwheel.storage.link import connect
+
+from .postgres_kit import Cut, kill_sessions, new_schema, no_pause, opened, query
+
+EXCHANGES_MAX = 40
+SPEC = ScheduleSpec(template=JobTemplate("report"), interval_ms=60_000)
+
+
+@pytest.fixture
+def schema() -> str:
+    return new_schema()
+
+
+@pytest.fixture
+def store(postgres_dsn: str, schema: str, runner: asyncio.Runner) -> Iterator[PostgresStore]:
+    with opened(runner, postgres_dsn, schema, sleep=no_pause) as store:
+        yield store
+
+
+async def append_plain(store: PostgresStore) -> None:
+    jobs = [new_job(), new_job(NOW + 2 * DAY), new_job()]
+    answers = await store.append([Submission((jobs[0],)), Submission(tuple(jobs[1:]))], NOW)
+    assert answers == [
+        [Appended(jobs[0].id, NOW, False)],
+        [Appended(job.id, job.run_at_ms, False) for job in jobs[1:]],
+    ]
+    assert await ids(store) == {job.id for job in jobs}
+
+
+async def append_keyed(store: PostgresStore) -> None:
+    first, second, plain = new_job(), new_job(), new_job()
+    batch = [
+        Submission((first,), (key("a"),)),
+        Submission((second,), (key("a"),)),
+        Submission((plain,)),
+    ]
+    answers = await store.append(batch, NOW)
+    assert answers == [
+        [Appended(first.id, NOW, False)],
+        [Appended(first.id, NOW, True)],
+        [Appended(plain.id, NOW, False)],
+    ]
+    assert await ids(store) == {first.id, plain.id}
+
+
+async def append_several_keyed(store: PostgresStore) -> None:
+    first, second = new_job(), new_job(NOW + DAY)
+    [answer] = await store.append([Submission((first, second), (key("a"), None))], NOW)
+    assert answer == [Appended(first.id, NOW, False), Appended(second.id, NOW + DAY, False)]
+    assert await ids(store) == {first.id, second.id}
+
+
+async def claim_two_days(store: PostgresStore) -> None:
+    jobs = [new_job(), new_job(NOW + DAY)]
+    await add(store, *jobs)
+    answers = await store.claim([claim_of(job) for job in jobs], OWNER, NOW)
+    for job, answer in zip(jobs, answers, strict=True):
+        assert answer is not None
+        row = await row_of(store, job.id)
+        assert (row.state, row.attempt, row.fencing_token) == (
+            State.RUNNING,
+            1,
+            answer.fencing_token,
+        )
+
+
+async def settle_every_way(store: PostgresStore) -> None:
+    rows = [await start(store, new_job()) for _ in range(3)]
+    ways = [State.SUCCEEDED, State.SCHEDULED, State.DEAD]
+    ends = [settlement(row, way) for row, way in zip(rows, ways, strict=True)]
+    assert await store.settle(ends) == [True, True, True]
+    assert [(await row_of(store, row.id)).state for row in rows] == ways
+    assert await store.count_dead("default", 10) == 1
+
+
+async def end_a_waiting_job(store: PostgresStore) -> None:
+    job = new_job()
+    await add(store, job)
+    assert await store.end_waiting([ending_of(job)], NOW) == [True]
+    assert (await row_of(store, job.id)).state is State.CANCELLED
+
+
+async def reschedule(store: PostgresStore) -> None:
+    job = new_job()
+    await add(store, job)
+    moved = await store.reschedule(job.id, NOW + 3 * DAY, NOW)
+    assert moved is not None
+    assert moved.run_at_ms == NOW + 3 * DAY
+    assert await store.list_jobs(ANY, None, 10) == ([moved], None)
+
+
+async def redrive(store: PostgresStore) -> None:
+    dead = await kill(store, new_job())
+    again = new_job(redriven_from=dead.id)
+    assert await store.redrive([(dead.id, again)]) == [True]
+    assert await ids(store) == {dead.id, again.id}
+    assert await store.count_dead("default", 10) == 0
+
+
+async def tick(store: PostgresStore) -> None:
+    schedule, _, created = await store.put_schedule("s", SPEC, 0, NOW)
+    assert created
+    ticks = [NewTick(NOW + n, new_job(NOW + n, schedule_id="s")) for n in (1_000, 2_000)]
+    assert await store.tick(schedule, NOW + 5_000, ticks, [], 3, NOW) == ticks
+    assert await ids(store) == {tick.job.id for tick in ticks}
+    stored = await store.get_schedule("s")
+    assert stored is not None
+    assert (stored.cursor_ms, stored.missed) == (NOW + 5_000, 3)
+
+
+async def take_shards(store: PostgresStore) -> None:
+    epochs = await store.acquire_shards("a", 60_000)
+    assert set(epochs) == set(range(8))
+    assert await store.renew_shards("a", epochs, 60_000) == set(epochs)
+
+
+async def ids(store: PostgresStore) -> set[str]:
+    jobs, _ = await store.list_jobs(ANY, None, 100)
+    assert len({job.id for job in jobs}) == len(jobs)
+    return {job.id for job in jobs}
+
+
+CALLS = [
+    append_plain,
+    append_keyed,
+    append_several_keyed,
+    claim_two_days,
+    settle_every_way,
+    end_a_waiting_job,
+    reschedule,
+    redrive,
+    tick,
+    take_shards,
+]
+
+
+@pytest.mark.parametrize("carried_out", [True, False], ids=["reply lost", "request lost"])
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+async def test_a_connection_cut_at_any_exchange_changes_no_answer(
+    postgres_dsn: str, call: Callable[[PostgresStore], Awaitable[None]], carried_out: bool
+) -> None:
+    schema = new_schema()
+    for nth in range(1, EXCHANGES_MAX):
+        store = PostgresStore(postgres_dsn, schema=schema, pool_size=1, shards=8, sleep=no_pause)
+        await store.open()
+        await query(postgres_dsn, truncate(schema))
+        cut = Cut(nth, carried_out=carried_out)
+        with cut.installed():
+            await call(store)
+        await store.close()
+        if not cut.happened:
+            assert nth > 2
+            return
+        await query(postgres_dsn, f"UPDATE {schema}.shards SET owner = NULL")
+    raise AssertionError("the call has no end")
+
+
+def truncate(schema: str) -> str:
+    tables = ("jobs", "idempotency_keys", "dead_letters", "moved_jobs", "schedules")
+    return f"TRUNCATE {', '.join(f'{schema}.{name}' for name in tables)} CASCADE"
+
+
+async def test_killed_sessions_under_load_lose_nothing_and_double_nothing(
+    store: PostgresStore, postgres_dsn: str
+) -> None:
+    acknowledged: list[str] = []
+    done: list[str] = []
+    tokens: list[tuple[str, int]] = []
+    stop = asyncio.Event()
+
+    async def submit() -> None:
+        while not stop.is_set():
+            jobs = [new_job() for _ in range(5)]
+            try:
+                await store.append([Submission((job,)) for job in jobs], NOW)
+            except OutcomeUnknown:
+                continue
+            acknowledged.extend(job.id for job in jobs)
+            try:
+                claims = await store.claim([claim_of(job) for job in jobs], OWNER, NOW)
+                assert None not in claims
+                rows = await store.find([(job.id, NOW) for job in jobs])
+                ends = [settlement(row, State.SUCCEEDED) for row in rows if row is not None]
+                tokens.extend((end.id, end.fencing_token) for end in ends)
+                assert await store.settle(ends) == [True] * 5
+            except Unavailable:
+                continue
+            done.extend(job.id for job in jobs)
+
+    async def saboteur() -> None:
+        for _ in range(25):
+            await kill_sessions(postgres_dsn, "query NOT LIKE '%pg_advisory%'")
+            enough = len(done) + 10
+
+            async def goes_on(enough: int = enough) -> bool:
+                return len(done) >= enough
+
+            await eventually(goes_on)
+        stop.set()
+
+    await asyncio.gather(saboteur(), *(submit() for _ in range(3)))
+    rows = await store.find([(job_id, NOW) for job_id in acknowledged])
+    assert None not in rows
+    ended = {row.id for row in rows if row is not None and row.state is State.SUCCEEDED}
+    assert set(done) <= ended
+    assert all(row.attempt <= 1 for row in rows if row is not None)
+    assert len(set(tokens)) == len(tokens)
+
+
+async def test_a_cancelled_caller_waits_for_the_end_of_its_transaction(
+    store: PostgresStore, postgres_dsn: str, schema: str
+) -> None:
+    job = new_job()
+    await add(store, job)
+    blocker = await asyncpg.connect(postgres_dsn)
+    await blocker.execute(f"BEGIN; UPDATE {schema}.jobs SET task = 'other'")
+    call = asyncio.ensure_future(store.claim([claim_of(job)], OWNER, NOW))
+    waits = (
+        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%running%'"
+    )
+    while not await query(postgres_dsn, waits):
+        assert not call.done()
+    call.cancel()
+    await asyncio.sleep(0)
+    call.cancel()
+    await query(postgres_dsn, "SELECT 1")
+    assert not call.done()
+    await blocker.execute("COMMIT")
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await blocker.close()
+    assert (await row_of(store, job.id)).state is State.RUNNING
+    assert await store.check() > NOW
+
+
+async def test_a_server_that_falls_silent_is_hung_up_on(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "SILENCE_SECONDS", -9.9)
+    store = PostgresStore(postgres_dsn, schema=new_schema(), pool_size=1, sleep=no_pause)
+    await store.open()
+    job = new_job()
+    await add(store, job)
+    pid: int = await store._pool.run(lambda link: link.value("SELECT pg_backend_pid()"))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        claimed = await claim(store, job)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert claimed.attempt == 1
+    await store.close()
+
+
+async def test_a_server_that_takes_no_writes_fails_the_check(
+    store: PostgresStore, postgres_dsn: str
+) -> None:
+    await store.check()
+    admin = await asyncpg.connect(
+        postgres_dsn, server_settings={"default_transaction_read_only": "off"}
+    )
+    try:
+        await admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        await admin.execute("SELECT pg_reload_conf()")
+        await eventually(lambda: fails(store))
+        with pytest.raises(Unavailable):
+            await store.check()
+        with pytest.raises(Unavailable):
+            await add(store, new_job())
+    finally:
+        await admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        await admin.execute("SELECT pg_reload_conf()")
+        await eventually(lambda: writable(postgres_dsn))
+        await admin.close()
+    assert await store.check() > NOW
+    await add(store, new_job())
+
+
+async def fails(store: PostgresStore) -> bool:
+    try:
+        await store.check()
+    except Unavailable:
+        return True
+    return False
+
+
+async def writable(dsn: str) -> bool:
+    return bool((await query(dsn, "SHOW default_transaction_read_only"))[0][0] == "off")
+
+
+async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Any) -> None:
+    dsn = f"postgresql://postgres@/postgres?host={tmp_path}"
+    store = PostgresStore(dsn, sleep=no_pause)
+    with pytest.raises(Unavailable):
+        await store.open()
+    await store.close()
+
+
+async def test_retries_are_counted_and_their_pauses_grow(tmp_path: Any) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    store = PostgresStore(f"postgresql://postgres@/postgres?host={tmp_path}", sleep=sleep)
+    with pytest.raises(Unavailable):
+        await store.get(new_job().id)
+    assert len(pauses) == pool_module.ATTEMPTS_MAX - 1
+    for attempt, pause in enumerate(pauses):
+        assert 0.5 <= pause / (pool_module.PAUSE_SECONDS * 2**attempt) <= 1.5
+
+
+async def test_a_closed_store_is_unavailable(postgres_dsn: str) -> None:
+    store = PostgresStore(postgres_dsn, schema=new_schema())
+    await store.open()
+    await store.close()
+    await store.close()
+    with pytest.raises(Unavailable):
+        await store.check()
+
+
+async def test_a_new_timeline_raises_tokens_and_drops_older_connections(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeline = 1
+
+    async def promoted(*args: Any) -> Any:
+        link = await connect(*args)
+        link.timeline = timeline
+        return link
+
+    monkeypatch.setattr("tickwheel.storage.pool.connect", promoted)
+    store = PostgresStore(postgres_dsn, schema=new_schema(), pool_size=2, sleep=no_pause)
+    await store.open()
+    before, after = new_job(), new_job()
+    await add(store, before, after)
+    assert (await claim(store, before)).fencing_token == (1 << 32) + 1
+
+    async def old_and_new(old: Any) -> None:
+        nonlocal timeline
+        timeline = 2
+        await store._pool.run(use)
+        assert old.generation != store._pool._generation
+
+    async def use(link: Any) -> None:
+        assert link.timeline == 2
+
+    await store._pool.run(old_and_new)
+    assert (await claim(store, after)).fencing_token == (2 << 32) + 1
+    await store.close()
+
+
+@pytest.mark.parametrize("fields", [{"args": b"{"}, {"task": "nul\0"}, {"queue": "\ud800"}])
+async def test_a_value_that_the_database_refuses_is_the_caller_s_fault(
+    store: PostgresStore, fields: dict[str, Any]
+) -> None:
+    good, bad = new_job(), new_job(**fields)
+    with pytest.raises(InvalidRequest):
+        await store.append([Submission((good,)), Submission((bad,))], NOW)
+    assert await ids(store) == set()
+    await add(store, good)
+
+
+async def test_jobs_far_and_near_are_listed_newest_first(store: PostgresStore) -> None:
+    jobs = [new_job(NOW + n * DAY) for n in (0, 5, 2)] + [new_job(FAR)]
+    await add(store, *jobs)
+    listed, _ = await store.list_jobs(ANY, None, 10)
+    assert [job.run_at_ms for job in listed] == sorted(
+        (job.run_at_ms for job in jobs), reverse=True
+    )

@@ -1,0 +1,530 @@
+"""The pump: on time, never early, one current lease, and no turning for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from unit.rig import (
+    HOUR,
+    MINUTE,
+    SECOND,
+    Faulty,
+    Hand,
+    books_balance,
+    faulty,
+    scheduler_on,
+    state_of,
+    states,
+    store_of,
+    submit,
+    until,
+)
+
+from tickwheel.core import JobOptions, Queue, Scheduler
+from tickwheel.core.job import State
+from tickwheel.core.protocol import Outcome
+from tickwheel.core.testing import VirtualClock, run
+
+
+def steps_of(scheduler: Scheduler) -> list[int]:
+    """Count the pump's steps from here on."""
+    steps = [0]
+    step = scheduler._dispatcher._step
+
+    def counted() -> bool:
+        steps[0] += 1
+        return step()
+
+    scheduler._dispatcher._step = counted  # type: ignore[method-assign]
+    return steps
+
+
+def test_each_job_is_sent_at_its_own_millisecond() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            start_ms = clock.now_ms()
+            for offset_ms in (1, 2, 3, 39, 40, 41, 80, 1_000, 65_536, 400_000):
+                await submit(scheduler, run_at_ms=start_ms + offset_ms)
+            await hand.work(10)
+            assert hand.lags == [0] * 10
+            assert clock.now_ms() == start_ms + 400_000
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_ten_thousand_jobs_of_one_instant_all_go_at_it() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 1_000}).join()
+            await submit(scheduler, 10_000, run_at_ms=clock.now_ms() + MINUTE)
+            await hand.work(10_000)
+            assert set(hand.lags) == {0}
+            assert len({lease.id for lease in hand.sent}) == 10_000
+            assert await states(scheduler) == {State.SUCCEEDED: 10_000}
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_past_time_is_now_and_three_years_ahead_is_kept_out_of_memory() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            [past] = await submit(scheduler, run_at_ms=5)
+            [far] = await submit(scheduler, run_at_ms=clock.now_ms() + 3 * 365 * 24 * HOUR)
+            [lease] = await hand.poll()
+            assert (lease.id, lease.run_at_ms) == (past, clock.now_ms())
+            await hand.report(lease)
+            await asyncio.sleep(3_600)
+            assert await state_of(scheduler, far) is State.SCHEDULED
+            assert scheduler._kernel.residents.total == 0
+
+    run(scenario)
+
+
+def test_a_clock_set_forward_fires_what_is_due_within_a_second() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 3, run_at_ms=clock.now_ms() + 50 * MINUTE)
+            await submit(scheduler, 1, run_at_ms=clock.now_ms() + 70 * MINUTE)
+            polling = asyncio.create_task(hand.poll(30_000))
+            await asyncio.sleep(2)
+            clock.step(HOUR)
+            assert len(await polling) == 3
+            assert clock.monotonic_ms() <= 4_100
+            assert await hand.poll(5_000) == []
+
+    run(scenario)
+
+
+def test_a_clock_set_back_fires_nothing_early_and_gives_back_what_was_held() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            due_ms = clock.now_ms() + 10 * SECOND
+            ids = await submit(scheduler, 20, run_at_ms=due_ms)
+            polling = asyncio.create_task(hand.poll(30_000))
+            leases = scheduler._kernel.leases
+            await until(lambda: len(leases) == 20, 11_000)
+            assert clock.now_ms() < due_ms
+            clock.step(-HOUR)
+            await asyncio.sleep(2)
+            assert len(leases) == 0
+            books_balance(scheduler)
+            assert await polling == []
+            while len(hand.sent) < 20:
+                await hand.poll(30_000)
+            assert min(hand.lags) == 0
+            assert clock.now_ms() == due_ms
+            assert {lease.id for lease in hand.sent} == set(ids)
+            assert {lease.attempt for lease in hand.sent} == {1}
+
+    run(scenario)
+
+
+def test_a_clock_that_swings_an_hour_each_way_loses_and_hastens_nothing() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            start_ms = clock.now_ms()
+            await submit(scheduler, 5)
+            for minutes in range(1, 120, 3):
+                await submit(scheduler, run_at_ms=start_ms + minutes * MINUTE)
+            for step_ms in (HOUR, -HOUR, -HOUR, HOUR, HOUR):
+                leases = await hand.poll(2_000)
+                await hand.report(*leases)
+                clock.step(step_ms)
+            while len(hand.sent) < 45:
+                leases = await hand.poll(30_000)
+                await hand.report(*leases)
+            assert min(hand.lags) >= 0
+            assert await states(scheduler) == {State.SUCCEEDED: 45}
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_small_step_back_does_not_send_what_is_in_the_outbox_early() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            other = await Hand(scheduler, {"other": 5}).join()
+            await submit(scheduler, run_at_ms=clock.now_ms() + 100)
+            polls = [asyncio.create_task(each.poll(2_000)) for each in (hand, other)]
+            await asyncio.sleep(0.090)
+            clock.step(-15)
+            await asyncio.gather(*polls)
+            assert hand.lags == [0]
+
+    run(scenario)
+
+
+def test_jobs_held_for_a_poll_that_is_gone_go_to_the_next_one_or_back() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 4}).join()
+            await submit(scheduler, 4, run_at_ms=clock.now_ms() + 100)
+            gone = asyncio.create_task(hand.poll(30_000))
+            await asyncio.sleep(0.090)
+            gone.cancel()
+            await asyncio.sleep(0.5)
+            assert len(await hand.poll(0)) == 4
+            await submit(scheduler, 1, run_at_ms=clock.now_ms() + 100)
+            hand.slots = {"default": 1}
+            gone = asyncio.create_task(hand.poll(30_000))
+            await asyncio.sleep(0.090)
+            gone.cancel()
+            await asyncio.sleep(2)
+            books_balance(scheduler)
+            assert len(scheduler._kernel.leases) == 4
+            [lease] = await hand.poll(1_000)
+            assert lease.attempt == 1
+            assert lease.releases == 1
+
+    run(scenario)
+
+
+def test_a_job_that_is_being_given_back_is_not_sent() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, run_at_ms=clock.now_ms() + 100)
+            gone = asyncio.create_task(hand.poll(30_000))
+            await asyncio.sleep(0.090)
+            gone.cancel()
+            await asyncio.sleep(0.1)
+            store.late["settle"] = asyncio.Event()
+            pausing = asyncio.create_task(scheduler.queues.pause("default"))
+            await asyncio.sleep(0.001)
+            assert await hand.poll(100) == []
+            store.late.pop("settle").set()
+            await pausing
+            await scheduler.queues.resume("default")
+            [lease] = await hand.poll(1_000)
+            assert lease.releases == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("failure", ["down", "lost"])
+def test_a_job_whose_return_could_not_be_written_is_not_sent_either(failure: str) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, run_at_ms=clock.now_ms() + 100)
+            gone = asyncio.create_task(hand.poll(30_000))
+            await asyncio.sleep(0.090)
+            gone.cancel()
+            await asyncio.sleep(0.020)
+            store.down = failure == "down"
+            store.lost = {"settle"} if failure == "lost" else set()
+            scheduler._dispatcher.release_held()
+            await asyncio.sleep(0.1)
+            assert await hand.poll(100) == []
+            store.down, store.lost = False, set()
+            [lease] = await hand.poll(5_000)
+            assert (lease.attempt, lease.lost_leases, lease.releases) == (1, 0, 1)
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_pause_and_a_resume_within_the_hold_are_survived() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 5, run_at_ms=clock.now_ms() + 100)
+            polling = asyncio.create_task(hand.poll(5_000))
+            leases = scheduler._kernel.leases
+            await until(lambda: len(leases) == 5)
+            assert clock.monotonic_ms() < 100
+            await scheduler.queues.pause("default")
+            await asyncio.sleep(0)
+            await scheduler.queues.resume("default")
+            assert len(await polling) == 5
+            assert hand.lags == [0] * 5
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_paused_queue_hands_out_nothing_and_costs_nothing() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 100)
+            await scheduler.queues.pause("default", "maintenance")
+            steps = steps_of(scheduler)
+            assert await hand.poll(30_000) == []
+            assert steps[0] < 60
+            assert store.calls["claim"] == 0
+            await scheduler.queues.resume("default")
+            assert len(await hand.poll(1_000)) == 100
+
+    run(scenario)
+
+
+def test_idle_the_pump_turns_about_once_a_second() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler, {"other": 1}).join()
+            await submit(scheduler, 50)
+            steps = steps_of(scheduler)
+            await hand.poll(30_000)
+            assert steps[0] < 60
+
+    run(scenario)
+
+
+def test_without_a_store_the_pump_does_not_spin_and_afterwards_loses_nothing() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 300)
+            await submit(scheduler, 100, run_at_ms=clock.now_ms() + 5 * SECOND)
+            running = await hand.poll(1_000, {"default": 10})
+            store.down = True
+            steps = steps_of(scheduler)
+            calls = store.calls.total()
+            for _ in range(5):
+                assert await hand.poll(2_000) == []
+            assert steps[0] < 500
+            assert store.calls.total() - calls < 300
+            assert scheduler.not_ready() == "the store does not answer"
+            store.down = False
+            await hand.report(*running)
+            await hand.work(390)
+            assert scheduler.not_ready() is None
+            assert await states(scheduler) == {State.SUCCEEDED: 400}
+            assert {lease.attempt for lease in hand.sent} == {1}
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_claims_whose_replies_are_lost_are_found_in_the_rows_and_sent_once() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 50, run_at_ms=clock.now_ms() + 2 * SECOND)
+            store.lost = {"claim"}
+            polling = asyncio.create_task(hand.poll(30_000))
+            await asyncio.sleep(5)
+            store.lost = set()
+            leases = await polling
+            assert len(leases) == 50
+            assert {(lease.attempt, lease.lost_leases) for lease in leases} == {(1, 0)}
+            assert clock.monotonic_ms() < 6_000
+            await hand.report(*leases)
+            assert await states(scheduler) == {State.SUCCEEDED: 50}
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_claim_that_fails_in_an_unknown_way_leaks_neither_slots_nor_jobs() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        claim = store.claim
+        failures: list[object] = []
+
+        async def broken(*args: object) -> object:
+            if len(failures) < 1:
+                raise ZeroDivisionError("a bug")
+            return await claim(*args)  # type: ignore[arg-type]
+
+        store.claim = broken  # type: ignore[method-assign, assignment]
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: failures.append(context["exception"])
+        )
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 3}).join()
+            await submit(scheduler, 3)
+            assert len(await hand.poll(10_000)) == 3
+            assert [type(each) for each in failures] == [ZeroDivisionError]
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_max_running_holds_over_queues_polls_and_restarts() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        first = scheduler_on(store, clock)
+        await first.start()
+        await first.queues.put(Queue("default", max_running=3))
+        old = await Hand(first).join()
+        await submit(first, 10)
+        assert len(await old.poll(1_000)) == 3
+        assert await old.poll(1_000) == []
+        await first.stop()
+        async with scheduler_on(store, clock) as second:
+            hand = await Hand(second).join()
+            assert await hand.poll(5_000) == []
+            await hand.report(*old.sent)
+            assert len(await hand.poll(1_000)) == 3
+            assert second._kernel.leases.running["default"] == 3
+            books_balance(second)
+
+    run(scenario)
+
+
+def test_priorities_go_before_age_and_slots_bound_each_queue() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            await submit(scheduler, 5, priority=9)
+            await submit(scheduler, 5, priority=0)
+            await submit(scheduler, 5, queue="slow")
+            await asyncio.sleep(1)
+            hand = await Hand(scheduler, {"default": 6, "slow": 2}).join()
+            leases = await hand.poll(1_000)
+            assert [lease.lane for lease in leases if lease.queue == "default"] == [
+                *["0/default"] * 5,
+                "9/default",
+            ]
+            assert sum(1 for lease in leases if lease.queue == "slow") == 2
+
+    run(scenario)
+
+
+def test_a_lease_that_runs_out_goes_to_another_worker_under_a_new_token() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            silent, hand = await Hand(scheduler).join(), await Hand(scheduler).join()
+            await submit(scheduler)
+            [first] = await silent.poll()
+            [second] = await hand.poll(30_000) or await hand.poll(30_000)
+            assert clock.monotonic_ms() >= 30_000
+            assert second.fencing_token > first.fencing_token
+            assert (second.attempt, second.lost_leases) == (2, 1)
+            assert (await silent.report(first)).results == [(first.id, "stale")]
+            assert (await hand.report(second)).results == [(second.id, "ok")]
+
+    run(scenario)
+
+
+def test_after_a_stall_of_the_loop_leases_get_the_time_that_it_took() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [lease] = await hand.poll()
+            await asyncio.sleep(25)
+            asyncio.get_running_loop()._virtual.now_seconds += 10  # type: ignore[attr-defined]
+            await asyncio.sleep(2)
+            assert (await hand.report(lease)).results == [(lease.id, "ok")]
+
+    run(scenario)
+
+
+def test_past_its_start_deadline_a_job_expires_and_those_who_wait_are_told() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            [job_id] = await submit(scheduler, start_deadline_ms=3_000)
+            job = await scheduler.jobs.wait(job_id, 30_000)
+            assert (job.state, job.reason) == (State.EXPIRED, "start_deadline")
+            assert 3_000 <= clock.monotonic_ms() < 3_100
+            hand = await Hand(scheduler).join()
+            assert await hand.poll(1_000) == []
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_start_deadlines_that_pass_while_the_store_is_gone_are_written_afterwards() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            ids = await submit(scheduler, 40, start_deadline_ms=1_000)
+            store.down = True
+            await asyncio.sleep(5)
+            store.down = False
+            await asyncio.sleep(5)
+            assert {await state_of(scheduler, each) for each in ids} == {State.EXPIRED}
+
+    run(scenario)
+
+
+def test_a_worker_that_falls_silent_is_forgotten() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            await Hand(scheduler).join()
+            hand = await Hand(scheduler).join()
+            for _ in range(5):
+                await hand.poll(25_000)
+            assert [session.worker_id for session in scheduler.workers.list()] == [hand.worker_id]
+
+    run(scenario)
+
+
+def test_past_its_ownership_a_scheduler_sends_and_judges_nothing() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            await scheduler.queues.put(Queue("default", lease_ms=5_000))
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 2)
+            [lease] = await hand.poll(1_000, {"default": 1})
+            scheduler._ownership._trusted_until_ms = 0
+            calls = store.calls["settle"]
+            scheduler._dispatcher._step()
+            steps = steps_of(scheduler)
+            scheduler._kernel.owns_time = lambda: False  # type: ignore[method-assign]
+            assert await hand.poll(20_000) == []
+            assert store.calls["settle"] == calls
+            assert steps[0] < 100
+            assert (await hand.report(lease)).results == [(lease.id, "ok")]
+
+    run(scenario)
+
+
+def test_a_job_may_lose_so_many_leases_and_then_dies() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            await scheduler.queues.put(Queue("default", lease_ms=1_000))
+            hand = await Hand(scheduler).join()
+            [job_id] = await submit(scheduler, options=JobOptions(lost_leases_max=1))
+            for _ in range(2):
+                assert await hand.poll(10_000)
+            job = await scheduler.jobs.wait(job_id, 10_000)
+            assert (job.state, job.reason, job.lost_leases) == (State.DEAD, "lost_leases", 2)
+
+    run(scenario)
+
+
+def test_a_retry_waits_its_delay_and_goes_out_again() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [first] = await hand.poll()
+            failed = replace(Outcome("failed"), retry_after_ms=90_000)
+            await hand.report(first, outcome=failed)
+            leases = []
+            while not leases:
+                leases = await hand.poll(30_000)
+            assert clock.monotonic_ms() == 90_000
+            assert (leases[0].attempt, leases[0].failures) == (2, 1)
+
+    run(scenario)
+
+
+def test_the_rig_itself_fails_as_it_says() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store: Faulty = faulty(clock)
+        store.lost = {"shard_count"}
+        with pytest.raises(Exception, match="lost"):
+            await store.shard_count()
+        assert store.calls == {"shard_count": 1}
+
+    run(scenario)

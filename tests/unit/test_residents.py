@@ -1,0 +1,247 @@
+"""Residents: which waiting jobs are in memory, and that their books balance."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tickwheel.core.ids import mint, shard_of
+from tickwheel.core.job import CURSOR_START, Claimed, Waiting, lane_parts
+from tickwheel.core.lease import Lease, LeaseTable
+from tickwheel.core.queue import Queue
+from tickwheel.core.residents import ID_LAST, Residents
+from tickwheel.core.settings import Settings
+
+NOW = 1_700_000_000_000
+RNG = random.Random(11)
+SHARDS = 4
+
+
+def job(
+    run_at_ms: int, lane: str = "5/q", *, token: int = 0, expires_ms: int = 0, schedule: str = ""
+) -> Waiting:
+    job_id = mint(run_at_ms, RNG.randrange(SHARDS), RNG)
+    return (job_id, run_at_ms, run_at_ms, token, lane, expires_ms, schedule or None)
+
+
+def again(seen: Waiting, *, run_at_ms: int | None = None, token: int | None = None) -> Waiting:
+    """Return another view of the same row."""
+    return (
+        seen[0],
+        seen[1],
+        seen[2] if run_at_ms is None else run_at_ms,
+        seen[3] if token is None else token,
+        seen[4],
+        seen[5],
+        seen[6],
+    )
+
+
+def residents_of(lane: str = "5/q", cursor_ms: int = NOW + 300_000) -> Residents:
+    residents = Residents(LeaseTable(0), NOW)
+    for number in range(SHARDS):
+        residents.own(number, 1, NOW)
+    residents.lane(lane).cursor = (cursor_ms, ID_LAST)
+    return residents
+
+
+def balanced(residents: Residents) -> bool:
+    waiting = [each for shard in residents.shards.values() for each in shard.waiting.values()]
+    lanes = Counter(each[4] for each in waiting)
+    ready = sum(residents.ready.depth(lane_parts(name)[0]) for name in residents.lanes)
+    counted = {lane.name: lane.resident for lane in residents.lanes.values() if lane.resident}
+    return residents.total == len(waiting) and counted == lanes and ready <= len(waiting)
+
+
+def test_a_written_job_is_admitted_below_its_lanes_cursor_alone() -> None:
+    residents = residents_of(cursor_ms=NOW + 1_000)
+    assert residents.offer(job(NOW + 1_000))
+    assert not residents.offer(job(NOW + 1_001))
+    assert not residents.offer(job(NOW, "5/never-loaded"))
+    assert residents.total == 1
+
+
+def test_a_lane_that_is_new_rings_for_the_loader() -> None:
+    residents = residents_of()
+    residents.unloaded._rung.clear()
+    residents.lane("5/q")
+    assert not residents.unloaded._rung.is_set()
+    residents.lane("5/new")
+    assert residents.unloaded._rung.is_set()
+
+
+def test_admitting_twice_is_admitting_once() -> None:
+    residents = residents_of()
+    seen = job(NOW - 5)
+    assert residents.admit(seen)
+    assert not residents.admit(again(seen))
+    assert residents.take("q", 9) == [seen]
+    assert balanced(residents)
+
+
+def test_a_job_that_is_being_claimed_or_moved_or_is_leased_is_left_alone() -> None:
+    residents = residents_of()
+    seen = job(NOW - 5)
+    residents.admit(seen)
+    residents.take("q", 9)
+    assert not residents.admit(again(seen, token=9))
+    del residents.claiming[seen[0]]
+    residents.withheld[seen[0]] += 1
+    assert not residents.admit(again(seen, token=9))
+    del residents.withheld[seen[0]]
+    row = Claimed(seen[0], 1, "t", b"", None, 1, 0, 0, 0, 5)
+    lease = Lease(seen, row, b"", "w", Queue("q"), Settings(), 0)
+    residents._leases.add(lease)
+    assert not residents.admit(again(seen, token=9))
+    residents._leases.remove(lease)
+    assert residents.admit(again(seen, token=9))
+
+
+def test_a_newer_or_earlier_view_takes_the_place_of_the_old_one() -> None:
+    residents = residents_of()
+    seen = job(NOW + 5_000)
+    residents.admit(seen)
+    assert residents.admit(again(seen, run_at_ms=NOW - 1))
+    assert residents.ready.depth("q") == 1
+    assert residents.admit(again(seen, run_at_ms=NOW + 9_000, token=1))
+    assert (residents.ready.depth("q"), residents.total) == (0, 1)
+    assert residents.take("q", 9) == []
+    residents.fire(NOW + 8_999, 500)
+    assert residents.take("q", 9) == []
+    residents.fire(NOW + 9_000, 500)
+    assert [each[3] for each in residents.take("q", 9)] == [1]
+    assert balanced(residents)
+
+
+def test_jobs_of_shards_that_are_not_owned_are_not_kept() -> None:
+    residents = residents_of()
+    mine, other = job(NOW), job(NOW)
+    while shard_of(other[0]) == shard_of(mine[0]):
+        other = job(NOW)
+    residents.admit(mine)
+    residents.admit(other)
+    residents.disown(shard_of(mine[0]))
+    assert not residents.admit(mine)
+    assert residents.take("q", 9) == [other]
+    assert balanced(residents)
+
+
+def test_owning_another_shard_means_loading_all_lanes_from_the_start() -> None:
+    residents = residents_of()
+    residents.own(SHARDS, 1, NOW)
+    assert residents.lane("5/q").cursor == CURSOR_START
+
+
+def test_a_start_deadline_takes_the_job_out() -> None:
+    residents = residents_of()
+    late, soon, never = job(NOW, expires_ms=NOW - 1), job(NOW, expires_ms=NOW + 10), job(NOW)
+    for each in (late, soon, never):
+        residents.admit(each)
+    assert residents.expired(NOW) == [late]
+    assert residents.expired(NOW + 9) == []
+    assert residents.expired(NOW + 10) == [soon]
+    assert residents.next_expiry_ms() is None
+    assert residents.take("q", 9) == [never]
+    assert balanced(residents)
+
+
+def test_a_job_that_was_taken_expires_no_more() -> None:
+    residents = residents_of()
+    residents.admit(job(NOW, expires_ms=NOW + 10))
+    residents.take("q", 1)
+    assert residents.expired(NOW + 99) == []
+
+
+def test_turned_back_nothing_is_due_or_expired_before_its_time() -> None:
+    residents = residents_of()
+    fired = job(NOW + 10, expires_ms=NOW + 20)
+    residents.admit(fired)
+    residents.admit(job(NOW - 5_000))
+    residents.fire(NOW + 15, 500)
+    residents.admit(job(NOW + 12, expires_ms=NOW + 14))
+    residents.rewind(NOW - 1_000)
+    assert [each[2] for each in residents.take("q", 9)] == [NOW - 5_000]
+    assert residents.expired(NOW) == []
+    residents.fire(NOW + 9, 500)
+    assert residents.take("q", 9) == []
+    residents.fire(NOW + 10, 500)
+    assert residents.take("q", 9) == [fired]
+    assert balanced(residents)
+
+
+def test_what_is_known_to_be_overdue_does_not_expire_after_the_clock_went_back() -> None:
+    residents = residents_of()
+    residents.expired(NOW)
+    residents.admit(job(NOW + 900, expires_ms=NOW))
+    residents.rewind(NOW - 3_600_000)
+    assert residents.expired(NOW - 3_600_000) == []
+    assert residents.next_expiry_ms() is not None
+
+
+def test_occurrences_of_schedules_are_parked_until_they_are_let_through() -> None:
+    residents = residents_of()
+    seen = job(NOW, schedule="s")
+    residents.admit(seen)
+    assert residents.take("q", 9) == []
+    assert residents.newly_parked
+    assert residents.unpark(seen)
+    assert not residents.unpark(seen)
+    assert residents.take("q", 9) == [seen]
+    gone = job(NOW, schedule="s")
+    residents.admit(gone)
+    residents.evict(gone[0])
+    assert not residents.unpark(gone)
+    assert balanced(residents)
+
+
+def test_a_claim_that_was_not_written_makes_its_job_ready_again() -> None:
+    residents = residents_of()
+    seen = job(NOW, schedule="s")
+    residents.admit(seen)
+    residents.unpark(seen)
+    [taken] = residents.take("q", 1)
+    del residents.claiming[taken[0]]
+    residents.unclaim(taken)
+    assert residents.take("q", 1) == [seen]
+    assert balanced(residents)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.booleans())
+def test_a_cut_keeps_the_nearest_and_always_drops_some(
+    jobs: int, keep: int, one_instant: bool
+) -> None:
+    residents = residents_of()
+    lane = residents.lane("5/q")
+    for number in range(jobs):
+        residents.admit(job(NOW + 1 + (0 if one_instant else number)))
+        residents.admit(job(NOW + 1 + number, "5/other"))
+    keep = min(keep, jobs - 1)
+    if keep < 1:
+        return
+    residents.cut(lane, keep)
+    for number in range(SHARDS):
+        residents.drop_beyond(lane, number)
+    assert lane.resident == keep
+    assert residents.lane("5/other").resident == jobs
+    left = [
+        each
+        for shard in residents.shards.values()
+        for each in shard.waiting.values()
+        if each[4] == "5/q"
+    ]
+    assert max((each[2], each[0]) for each in left) == lane.cursor
+    assert balanced(residents)
+
+
+def test_a_large_lane_is_cut_by_a_sample() -> None:
+    residents = residents_of()
+    lane = residents.lane("5/q")
+    for number in range(20_000):
+        residents.admit(job(NOW + 1 + number))
+    residents.cut(lane, 5_000)
+    for number in range(SHARDS):
+        residents.drop_beyond(lane, number)
+    assert 4_500 < lane.resident < 5_500

@@ -1,0 +1,132 @@
+"""Worker sessions: slots, polls, and answers that may be repeated."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tickwheel.core.errors import InvalidRequest, UnknownWorker
+from tickwheel.core.job import Claimed, Waiting
+from tickwheel.core.lease import Lease
+from tickwheel.core.protocol import PollAnswer
+from tickwheel.core.queue import Queue
+from tickwheel.core.sessions import Poll, Sessions, WorkerSession
+from tickwheel.core.settings import Settings
+
+
+def session_of(worker_id: str = "w", principal: str = "") -> WorkerSession:
+    return WorkerSession(worker_id, "name", principal, {"q": 9}, (), 0, 0)
+
+
+def lease_of(job_id: str, run_at_ms: int = 0, size: int = 2, queue: str = "q") -> Lease:
+    waiting: Waiting = (job_id, run_at_ms, run_at_ms, 0, f"5/{queue}", 0, None)
+    row = Claimed(job_id, 1, "t", b"x" * size, None, 1, 0, 0, 0, 5)
+    return Lease(waiting, row, row.args, "w", Queue(queue), Settings(), 0)
+
+
+def with_outbox(session: WorkerSession, *leases: Lease) -> None:
+    for lease in leases:
+        session.leases[lease.id] = session.outbox[lease.id] = lease
+
+
+async def test_a_poll_waits_for_the_queues_that_it_has_slots_for() -> None:
+    sessions, session = Sessions(9), session_of()
+    sessions.add(session)
+    sessions.start_waiting(session, Poll(1, {"a": 2, "b": 0}))
+    assert list(sessions.waiting) == ["a"]
+    assert (session.free("a"), session.free("b"), session.free("c")) == (2, 0, 0)
+    session.reserved["a"] += 1
+    assert (session.free("a"), session.held) == (1, 1)
+    sessions.stop_waiting(session)
+    assert sessions.waiting == {}
+
+
+async def test_a_batch_keeps_to_slots_number_and_size() -> None:
+    session = session_of()
+    with_outbox(session, *[lease_of(str(number), size=10) for number in range(6)])
+    session.poll = Poll(1, {"q": 5})
+    assert [lease.id for lease in session.next_batch(0, 2, 99)] == ["0", "1"]
+    assert [lease.id for lease in session.next_batch(0, 9, 25)] == ["2", "3"]
+    assert [lease.id for lease in session.next_batch(0, 9, 1)] == ["4"]
+    session.poll = Poll(2, {"q": 0, "other": 1})
+    assert session.next_batch(0, 9, 99) == []
+    assert list(session.outbox) == ["5"]
+
+
+async def test_nothing_is_sent_before_its_time_though_it_is_in_the_outbox() -> None:
+    session = session_of()
+    with_outbox(session, lease_of("early", 100), lease_of("due", 50))
+    session.poll = Poll(1, {"q": 5})
+    assert [lease.id for lease in session.next_batch(99, 9, 99)] == ["due"]
+    assert [lease.id for lease in session.next_batch(100, 9, 99)] == ["early"]
+
+
+async def test_what_has_no_room_does_not_use_up_the_answers_size() -> None:
+    session = session_of()
+    with_outbox(session, lease_of("a", size=90), lease_of("b", 5, size=90), lease_of("c", size=5))
+    session.poll = Poll(1, {"q": 5})
+    assert [lease.id for lease in session.next_batch(0, 9, 100)] == ["a", "c"]
+
+
+async def test_an_answer_repeats_without_what_is_no_longer_current() -> None:
+    session = session_of()
+    kept, settled, back = (lease_of(name) for name in "abc")
+    for lease in (kept, settled, back):
+        session.leases[lease.id] = lease
+    session.poll = Poll(1, {})
+    session.answer(PollAnswer([kept, settled, back], ["x"]))
+    assert session.poll is None
+    del session.leases["b"]
+    back.withdrawn = True
+    assert session.repeat() == PollAnswer([kept], ["x"])
+
+
+async def test_an_answer_that_another_call_may_have_read_is_not_taken_back() -> None:
+    session = session_of()
+    lease = lease_of("a")
+    session.leases["a"] = lease
+    assert session.asked(1)
+    session.poll = Poll(1, {})
+    session.answer(PollAnswer([lease]))
+    assert session.asked(1)
+    assert session.undelivered(1) == []
+    assert session.undelivered(1) == [lease]
+    assert session.asked(2)
+    assert session.undelivered(1) == []
+    assert not session.asked(1)
+
+
+async def test_a_poll_that_was_given_up_leaves_no_answer_to_repeat() -> None:
+    session = session_of()
+    session.poll = poll = Poll(1, {})
+    session.dismiss_poll(PollAnswer())
+    assert (poll.answer.result(), session.poll, session.answered_seq) == (PollAnswer(), None, -1)
+
+
+async def test_a_session_is_its_principals_alone() -> None:
+    sessions = Sessions(9)
+    session = session_of(principal="me")
+    sessions.add(session)
+    assert sessions.get("w", "me") is session
+    for worker_id, principal in (("w", "you"), ("x", "me")):
+        with pytest.raises(UnknownWorker):
+            sessions.get(worker_id, principal)
+
+
+async def test_there_are_only_so_many_sessions() -> None:
+    sessions = Sessions(1)
+    sessions.add(session_of("a"))
+    with pytest.raises(InvalidRequest, match="too many"):
+        sessions.add(session_of("b"))
+
+
+async def test_a_session_that_is_removed_answers_its_poll() -> None:
+    sessions, session = Sessions(9), session_of()
+    sessions.add(session)
+    poll = Poll(1, {"q": 1})
+    sessions.start_waiting(session, poll)
+    sessions.remove(session)
+    async with asyncio.timeout(1):
+        assert await poll.answer == PollAnswer()
+    assert (sessions.waiting, sessions.find("w"), sessions.all()) == ({}, None, [])

@@ -1,0 +1,260 @@
+"""The worker's parts on their own: slots, relay, reporter, and the renewal thread's judgement."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from tickwheel.client import relay, reporter
+from tickwheel.client.attempt import Attempt
+from tickwheel.client.clock import now
+from tickwheel.client.errors import ClientError, TryLater, Unreachable
+from tickwheel.client.line import Line
+from tickwheel.client.outcome import ITEM_BYTES, Ended
+from tickwheel.client.renewal import Events, Keeper
+from tickwheel.client.session import Session
+from tickwheel.client.slots import Slots
+
+
+def attempt(number: int = 0, lease_seconds: float = 30.0) -> Attempt:
+    job = {
+        "id": f"job-{number}",
+        "queue": "default",
+        "fencing_token": 1,
+        "lease_seconds": lease_seconds,
+        "timeout_seconds": 60.0,
+    }
+    return Attempt(job, cast(Session, None), None, now(), now())
+
+
+def nothing() -> None:
+    pass
+
+
+# Slots.
+
+
+def test_a_session_alone_offers_everything_that_is_free() -> None:
+    slots = Slots({"a": 3, "b": 1}, 1)
+    slots.take("b")
+    slots.take("a")
+    assert slots.offer("x", nothing) == {"a": 2}
+
+
+def test_an_offer_is_reserved_until_it_is_withdrawn() -> None:
+    slots = Slots({"a": 3}, 2)
+    assert slots.offer("x", nothing) == {"a": 2}
+    assert slots.offer("y", nothing) == {"a": 1}
+    slots.withdraw("x")
+    assert slots.offer("y", nothing) == {"a": 2}
+
+
+def test_who_was_offered_nothing_is_told_once_when_a_slot_comes_free() -> None:
+    told: list[str] = []
+    slots = Slots({"a": 1, "b": 1}, 1)
+    slots.take("a")
+    assert slots.offer("x", lambda: told.append("x")) == {"b": 1}
+    slots.give("a")
+    slots.take("a")
+    slots.give("a")
+    assert told == ["x"]
+
+
+def test_more_jobs_than_were_offered_close_the_queue_until_they_are_over() -> None:
+    told: list[str] = []
+    slots = Slots({"a": 1}, 1)
+    for _ in range(3):
+        slots.take("a")
+    assert slots.offer("x", lambda: told.append("x")) == {}
+    slots.give("a")
+    slots.give("a")
+    assert told == []
+    slots.give("a")
+    assert told == ["x"]
+
+
+def test_a_session_whose_scheduler_is_away_keeps_one_slot_to_ask_with() -> None:
+    slots = Slots({"a": 10}, 2)
+    slots.leave("y")
+    assert slots.offer("y", nothing) == {"a": 1}
+    assert slots.offer("x", nothing) == {"a": 9}
+    slots.withdraw("y")
+    slots.withdraw("x")
+    assert slots.offer("y", nothing) == {"a": 5}
+
+
+# The relay.
+
+
+async def test_handlers_that_never_suspend_share_a_task_and_others_have_their_own() -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
+    gate = asyncio.Event()
+
+    async def execute(attempt: Attempt) -> None:
+        tasks.append(asyncio.current_task())
+        assert attempt.task is asyncio.current_task()
+        if attempt.id in ("job-3", "job-4"):
+            await gate.wait()
+
+    runners = relay.Relay(execute)
+    runners.push([attempt(number) for number in range(8)])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(tasks) == 8
+    assert tasks[0] is tasks[1] is tasks[2] is tasks[3]
+    assert tasks[4] is not tasks[3]
+    assert not {tasks[3], tasks[4]} & set(tasks[5:])
+    gate.set()
+
+
+async def test_the_loop_gets_its_turn_between_long_handlers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 1.0
+    monkeypatch.setattr(relay, "monotonic", lambda: clock)
+    monkeypatch.setattr(relay, "SLICE_SECONDS", 2.0)
+    done: list[str] = []
+    seen: list[int] = []
+
+    async def execute(attempt: Attempt) -> None:
+        nonlocal clock
+        clock += 1.0
+        done.append(attempt.id)
+
+    runners = relay.Relay(execute)
+    runners.push([attempt(number) for number in range(12)])
+    while len(done) < 12:
+        await asyncio.sleep(0)
+        seen.append(len(done))
+    assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) == 2
+    assert done == [f"job-{number}" for number in range(12)]
+
+
+# The reporter.
+
+
+async def test_a_report_is_cut_by_items_and_by_bytes() -> None:
+    bodies: list[dict[str, list[Any]]] = []
+
+    async def post(body: bytes) -> None:
+        bodies.append(orjson.loads(body))
+
+    sender = reporter.Reporter(post, lambda task: task.result())
+    for number in range(reporter.ITEMS_MAX + 1):
+        sender.add(Ended("released", {"job_id": number}, ITEM_BYTES))
+    await sender.flush()
+    for _ in range(5):
+        sender.add(Ended("released", {"job_id": 0}, reporter.BYTES_MAX // 2))
+    await sender.flush()
+    assert [len(body["released"]) for body in bodies] == [reporter.ITEMS_MAX, 1, 2, 2, 1]
+    assert sender.unanswered == 0
+
+
+async def test_reports_that_pile_up_are_waited_for() -> None:
+    gate = asyncio.Event()
+
+    async def post(body: bytes) -> None:
+        await gate.wait()
+
+    sender = reporter.Reporter(post, lambda task: task.result())
+    for number in range(reporter.PENDING_MAX):
+        sender.add(Ended("released", {"job_id": number}, ITEM_BYTES))
+    waiting = asyncio.create_task(sender.emptied())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    gate.set()
+    await waiting
+    assert sender.unanswered <= reporter.PENDING_MAX // 2
+    await sender.flush()
+
+
+# The renewal thread.
+
+
+class FakeLine:
+    """Answers renewals with ok, and ends the thread after the `last`-th request."""
+
+    def __init__(self, last: int) -> None:
+        self.requests: list[tuple[str, str, Any]] = []
+        self.refuse: list[ClientError] = []
+        self.keeper: Keeper | None = None
+        self._last = last
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        document = orjson.loads(body) if body else None
+        self.requests.append((method, path, document))
+        assert self.keeper is not None
+        if len(self.requests) == self._last:
+            self.keeper.stop(leave=True)
+        if self.refuse:
+            raise self.refuse.pop(0)
+        if path == "/v1/workers":
+            return b'{"worker_id":"w"}'
+        results = [
+            {"job_id": i["job_id"], "status": "ok"} for i in (document or {}).get("running", ())
+        ]
+        return orjson.dumps({"results": results, "cancel": [], "directive": "run"})
+
+    def close(self) -> None:
+        pass
+
+
+def keep(line: FakeLine, running: dict[str, Attempt], ticked: float) -> list[BaseException]:
+    """Run a keeper in this thread until the line ends it; return what it failed with."""
+    failed: list[BaseException] = []
+    events = Events(lambda _: None, failed.append, lambda *_: None, lambda _: None)
+    line.keeper = Keeper(cast(Line, line), {}, running, lambda: ticked, events)
+    line.keeper.run()
+    return failed
+
+
+def renewed(line: FakeLine) -> list[str]:
+    return [
+        item["job_id"]
+        for _, path, body in line.requests
+        if "report" in path
+        for item in body["running"]
+    ]
+
+
+def test_leases_are_renewed_in_parts_and_count_from_the_sending() -> None:
+    running = {f"job-{n}": attempt(n) for n in range(1_500)}
+    for one in running.values():
+        one.fence_at = 0.0
+    line = FakeLine(last=3)
+    before = now()
+    assert keep(line, running, now()) == []
+    assert len(renewed(line)) == 1_500
+    assert [method for method, _, _ in line.requests] == ["POST", "POST", "POST", "DELETE"]
+    assert all(before < one.fence_at - 24.0 < now() for one in running.values())
+
+
+def test_a_loop_that_has_not_ticked_for_three_ttls_loses_its_leases() -> None:
+    running = {"job-1": attempt(1, lease_seconds=1.0), "job-2": attempt(2, lease_seconds=100.0)}
+    line = FakeLine(last=2)
+    keep(line, running, now() - 3.5)
+    assert renewed(line) == ["job-2"]
+
+
+def test_what_fails_on_the_way_is_tried_again() -> None:
+    line = FakeLine(last=4)
+    line.refuse = [Unreachable("gone", sent=False), TryLater(503, "unavailable", "later")]
+    assert keep(line, {"job-1": attempt(1, lease_seconds=0.01)}, now()) == []
+    assert [path for _, path, _ in line.requests] == [
+        "/v1/workers",
+        "/v1/workers",
+        "/v1/workers",
+        "/v1/workers/w/report",
+        "/v1/workers/w",
+    ]
+
+
+def test_importing_the_client_loads_no_http_library() -> None:
+    code = "import sys, tickwheel.client; print([m for m in ('aiohttp', 'orjson') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
