@@ -1,1 +1,1 @@
-"""placeholder."""
+"""What proves the speed: benchmarks through the public API, on real processes."""

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +35,7 @@ from rich.table import Table
 
 from tickwheel.storage import EmbeddedPostgres
 
-from .processes import cpu_seconds, finish, resident_mb, tickwheel
+from .processes import cpu_seconds, finish, parent, resident_mb, tickwheel
 
 _SETTLE_SECONDS_MAX = 120.0
 
@@ -126,82 +128,107 @@ def _body(first: float, shape: Shape) -> bytes:
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
+@dataclass(slots=True)
+class House:
+    """What a run is measured on: a database, a server process, worker processes."""
+
+    folder: Path
+    connection: asyncpg.Connection[Any]
+    postmaster: int
+    url: str
+    server: subprocess.Popen[str]
+    workers: list[subprocess.Popen[str]]
+
+    def outs(self) -> list[Path]:
+        """Return where the workers write their figures."""
+        return [self.folder / f"worker-{number}.json" for number in range(len(self.workers))]
+
+    def cpu_seconds(self) -> list[float]:
+        """Return the CPU time used so far by Postgres, the scheduler, and the workers."""
+        workers = sum(cpu_seconds(worker.pid) for worker in self.workers)
+        return [cpu_seconds(self.postmaster), cpu_seconds(self.server.pid), workers]
+
+
+@asynccontextmanager
+async def house(shape: Shape) -> AsyncIterator[House]:
+    """Start Postgres, a server and workers on a directory of their own; end them, whatever comes."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tickwheel-bench-")))
+        folder.chmod(0o755)  # Postgres may run under another account
+        postgres = EmbeddedPostgres(folder / "data")
+        dsn = await postgres.start()
+        stack.push_async_callback(postgres.stop)
+        server = tickwheel("serve", "--port", "0", "--dsn", dsn)
+        stack.callback(finish, server)
+        assert server.stdout is not None
+        url = server.stdout.readline().rsplit(" ", 1)[-1].strip()
+        connection = await asyncpg.connect(dsn)
+        stack.push_async_callback(connection.close)
+        backend = await connection.fetchval("SELECT pg_backend_pid()")
+        running = House(folder, connection, parent(backend), url, server, [])
+        for number in range(shape.workers):
+            environment = {
+                "TICKWHEEL_BENCH_OUT": str(folder / f"worker-{number}.json"),
+                "TICKWHEEL_BENCH_SLOTS": str(shape.slots),
+            }
+            command = ("worker", "tickwheel.bench.noop:worker", "--url", url)
+            worker = tickwheel(*command, **environment)
+            stack.callback(finish, worker)
+            running.workers.append(worker)
+        async with aiohttp.ClientSession() as session:
+            while len((await _get(session, f"{url}/v1/workers"))["workers"]) < shape.workers:
+                await asyncio.sleep(0.05)
+        yield running
+
+
 async def run(shape: Shape, settle_seconds: float = _SETTLE_SECONDS_MAX) -> Figures:
     """Start everything, offer the shape, wait until all is settled, and measure."""
-    with tempfile.TemporaryDirectory(prefix="tickwheel-bench-") as folder, Progress() as progress:
-        Path(folder).chmod(0o755)
-        postgres = EmbeddedPostgres(Path(folder) / "data")
-        dsn = await postgres.start()
-        postmaster = int((postgres.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
-        children: list[subprocess.Popen[str]] = []
-        try:
-            server = tickwheel("serve", "--port", "0", "--dsn", dsn)
-            children.append(server)
-            assert server.stdout is not None
-            url = server.stdout.readline().rsplit(" ", 1)[-1].strip()
-            outs = [Path(folder) / f"worker-{number}.json" for number in range(shape.workers)]
-            workers = [
-                tickwheel(
-                    "worker",
-                    "tickwheel.bench.noop:worker",
-                    "--url",
-                    url,
-                    TICKWHEEL_BENCH_OUT=str(out),
-                    TICKWHEEL_BENCH_SLOTS=str(shape.slots),
-                )
-                for out in outs
-            ]
-            children += workers
-            await asyncio.sleep(2.0)
-            connection = await asyncpg.connect(dsn)
-            wal = await connection.fetchval("SELECT pg_current_wal_lsn()")
-            before = [cpu_seconds(pid) for pid in (postmaster, server.pid)]
-            before.append(sum(cpu_seconds(worker.pid) for worker in workers))
-            started = time.time()
-            acknowledged, submit_seconds = await submit(url, shape, progress)
-            unsettled = await _settled(connection, settle_seconds)
-            after = [cpu_seconds(pid) for pid in (postmaster, server.pid)]
-            after.append(sum(cpu_seconds(worker.pid) for worker in workers))
-            memory = resident_mb(server.pid)
-            wal_bytes = await connection.fetchval(
-                "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1)", wal
-            )
-            await connection.close()
-            for worker in workers:
-                finish(worker)
-            reports = [json.loads(out.read_text()) for out in outs]
-            finish(server)
-        finally:
-            for child in children:
-                if child.poll() is None:
-                    finish(child)
-            await postgres.stop()
-    late = sorted(ms for report in reports for ms in report["late"])
-    ended = max(report["span"][1] for report in reports)
-    jobs = max(1, len(late))
-    cpu = [(b - a) * 1e6 / jobs for a, b in zip(before, after, strict=True)]
+    async with house(shape) as running:
+        wal = await running.connection.fetchval("SELECT pg_current_wal_lsn()")
+        before = running.cpu_seconds()
+        started = time.time()
+        with Progress() as progress:
+            acknowledged, submit_seconds = await submit(running.url, shape, progress)
+        unsettled = await _settled(running.connection, settle_seconds)
+        cpu = [after - first for after, first in zip(running.cpu_seconds(), before, strict=True)]
+        memory = resident_mb(running.server.pid)
+        wal_bytes = await running.connection.fetchval(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1)", wal
+        )
+        for worker in running.workers:
+            finish(worker)
+        reports = [json.loads(out.read_text()) for out in running.outs()]
+    late: list[float] = sorted(tenths / 10 for report in reports for tenths in report["late"]) or [
+        float("nan")
+    ]
+    ran = sum(report["runs"] for report in reports)
 
     def percentile(share: float) -> float:
-        return late[min(len(late) - 1, int(len(late) * share))] / 10 if late else float("nan")
+        return late[min(len(late) - 1, int(len(late) * share))]
 
     return Figures(
         jobs=int(shape.rate * shape.seconds),
         acknowledged=acknowledged,
-        ran=len(late),
+        ran=ran,
         unsettled=unsettled,
-        early=sum(1 for ms in late if ms < 0),
+        early=sum(1 for milliseconds in late if milliseconds < 0),
         submit_seconds=submit_seconds,
-        total_seconds=ended - started,
+        total_seconds=max(report["span"][1] for report in reports) - started,
         late_p50=percentile(0.5),
         late_p99=percentile(0.99),
         late_p999=percentile(0.999),
-        late_max=percentile(1.0),
-        cpu_postgres=cpu[0],
-        cpu_scheduler=cpu[1],
-        cpu_workers=cpu[2],
-        wal=float(wal_bytes) / jobs,
+        late_max=late[-1],
+        cpu_postgres=cpu[0] * 1e6 / max(1, ran),
+        cpu_scheduler=cpu[1] * 1e6 / max(1, ran),
+        cpu_workers=cpu[2] * 1e6 / max(1, ran),
+        wal=float(wal_bytes) / max(1, ran),
         scheduler_mb=memory,
     )
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> Any:
+    async with session.get(url) as answer:
+        return await answer.json()
 
 
 async def _settled(connection: asyncpg.Connection[Any], seconds: float) -> int:
@@ -209,7 +236,9 @@ async def _settled(connection: asyncpg.Connection[Any], seconds: float) -> int:
     until = time.time() + seconds
     while True:
         left = int(
-            await connection.fetchval("SELECT count(*) FROM tickwheel.jobs WHERE finished_at IS NULL")
+            await connection.fetchval(
+                "SELECT count(*) FROM tickwheel.jobs WHERE finished_at IS NULL"
+            )
         )
         if not left or time.time() > until:
             return left

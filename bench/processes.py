@@ -31,6 +31,11 @@ def tree(pid: int) -> list[int]:
     return [pid, *(grandchild for child in children for grandchild in tree(int(child)))]
 
 
+def parent(pid: int) -> int:
+    """Return the process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def cpu_seconds(pid: int) -> float:
     """Return user and system CPU time of a process tree, ended children included."""
     ticks = 0
@@ -51,8 +56,9 @@ def resident_mb(pid: int) -> float:
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 30.0) -> int:
-    """End a process by SIGTERM and return its exit code; kill it after `seconds`."""
-    process.terminate()
+    """End a process, if it lives, by SIGTERM; kill it after `seconds`. Return its exit code."""
+    if process.poll() is None:
+        process.terminate()
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -64,6 +64,9 @@ class Residents:
 
     def own(self, number: int, epoch: int, now_ms: int) -> None:
         """Start to own a shard, empty; all lanes must be loaded again from the start."""
+        if number in self.shards:
+            # Ours had run out and was free for anyone: what was known of it may be out of date.
+            self.disown(number)
         self.shards[number] = Shard(number, epoch, now_ms)
         for lane in self.lanes.values():
             lane.cursor = CURSOR_START

@@ -62,6 +62,7 @@ class Child:
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
+                self.process.send_signal(signal.SIGCONT)  # it may stand still, about to be killed
         try:
             async with asyncio.timeout(ENDING_SECONDS_MAX):
                 return await self.process.wait()

@@ -40,9 +40,11 @@ class PgList(PgBase):
                 async with link.transaction():
                     await link.script(self._sql("list_timeout"))
                     for partition in await self._partitions.newest_first(link, start[0]):
-                        if clock() > deadline or await self._list(link, partition.name, page):
+                        full = await self._list(link, partition.name, page)
+                        if not full:
+                            page.place = min(page.place, (partition.starts_ms, _ID_MIN))
+                        if full or (page.place < start and clock() > deadline):
                             return page.found, page.place
-                        page.place = min(page.place, (partition.starts_ms, _ID_MIN))
             except asyncpg.QueryCanceledError as error:
                 if page.place == start:
                     raise Unavailable("the list took too long") from error

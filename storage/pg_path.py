@@ -61,8 +61,10 @@ class PgPath(PgBase):
 
             async def one(name: str, group: list[tuple[int, Settlement]]) -> None:
                 rows = _ordered([(s[1], s[0], *s[2:], place) for place, s in group])
-                plain = [row for row in rows if _is_plain(row)]
-                other = [row for row in rows if not _is_plain(row)]
+                plain: list[Row] = []
+                other: list[Row] = []
+                for row in rows:
+                    (plain if _is_plain(row) else other).append(row)
                 both = plain and other and not link.in_transaction
                 async with link.transaction() if both else nullcontext():
                     if plain:

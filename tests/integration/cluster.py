@@ -94,9 +94,7 @@ class Cluster:
             assert line["token"] > tokens.get(line["job"], 0), f"token went back: {line}"
             tokens[line["job"]] = line["token"]
 
-    def _start(
-        self, arguments: list[str], environment: dict[str, str]
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         code = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import asyncpg
 from integration.cluster import Cluster, cluster, kill
+
 from tickwheel.client import Client
 from tickwheel.client.errors import ClientError
 from tickwheel.storage import EmbeddedPostgres

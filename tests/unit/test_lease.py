@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tickwheel.core.job import Claimed, JobOptions, Running, Waiting
 from tickwheel.core.lease import Lease, LeaseTable, adopt
 from tickwheel.core.queue import Queue
@@ -57,8 +59,6 @@ def test_renewal_ends_one_ttl_after_the_jobs_timeout() -> None:
 
 
 def test_a_lease_whose_end_is_being_written_does_not_run_out() -> None:
-    import asyncio
-
     lease = lease_of()
     table = table_of(lease)
     lease.settling = asyncio.Event()

@@ -1,0 +1,176 @@
+"""The sweep: what memory misses is found, and running rows are adopted."""
+
+from __future__ import annotations
+
+import asyncio
+
+from unit.rig import (
+    SECOND,
+    Hand,
+    books_balance,
+    faulty,
+    scheduler_on,
+    state_of,
+    states,
+    store_of,
+    submit,
+    until,
+)
+
+from tickwheel.core.ids import mint
+from tickwheel.core.job import Claim, NewJob, State, Submission
+from tickwheel.core.kernel import QueueBook
+from tickwheel.core.ports import NoMetrics, Store
+from tickwheel.core.queue import Queue
+from tickwheel.core.testing import VirtualClock, run
+
+
+class Found(NoMetrics):
+    """Counts what the sweep found."""
+
+    jobs = 0
+
+    def found_by_sweep(self, jobs: int) -> None:
+        self.jobs += jobs
+
+
+def test_a_job_that_nobody_told_of_is_found_a_second_after_its_time() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store, metrics = store_of(clock), Found()
+        async with scheduler_on(store, clock, metrics) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            await hand.work(1)
+            at_ms = clock.now_ms() + 5 * SECOND
+            row = (mint(at_ms, 0, scheduler._rng), at_ms, at_ms, clock.now_ms(), None, 0, 5, 5)
+            job = NewJob(*row, "default", "t", b"{}", None, None, None, None)
+            await store.append([Submission((job,))], clock.now_ms())
+            await hand.work(1)
+            assert hand.sent[1].id == job.id
+            assert 0 <= hand.lags[1] <= 1_000
+            assert metrics.jobs == 1
+
+    run(scenario)
+
+
+def test_thousands_of_doubtful_rows_are_read_again_in_one_pass() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            ids = await submit(scheduler, 5_000)
+            for job_id in ids:
+                scheduler._kernel.residents.evict(job_id)
+                scheduler._kernel.rereads[job_id] = 0
+            await asyncio.sleep(1.1)
+            assert scheduler._kernel.rereads == {}
+            assert scheduler._kernel.residents.total == 5_000
+
+    run(scenario)
+
+
+def test_doubtful_rows_are_not_forgotten_when_reading_them_fails() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            [job_id] = await submit(scheduler)
+            scheduler._kernel.residents.evict(job_id)
+            scheduler._kernel.rereads[job_id] = 0
+            store.down = True
+            await asyncio.sleep(3)
+            assert job_id in scheduler._kernel.rereads
+            store.down = False
+            await asyncio.sleep(2)
+            assert scheduler._kernel.residents.total == 1
+
+    run(scenario)
+
+
+def test_after_a_crash_waiting_and_running_jobs_go_on_and_workers_keep_their_leases() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        crashed = scheduler_on(store, clock)
+        await crashed.start()
+        old = await Hand(crashed).join()
+        await submit(crashed, 30)
+        await submit(crashed, 30, run_at_ms=clock.now_ms() + 20 * SECOND)
+        running = await old.poll()
+        assert len(running) == 30
+        for part in crashed._parts:
+            part.cancel()
+        await asyncio.gather(*crashed._parts, return_exceptions=True)
+        async with scheduler_on(store, clock, shard_ttl_ms=10_000) as second:
+            assert second.not_ready() == "standing by: another scheduler owns all shards"
+            await until(lambda: len(second._kernel.leases) == 30, 15_000)
+            assert clock.monotonic_ms() <= 14_000
+            hand = await Hand(second).join()
+            answer = await hand.report(*running[:10], running=tuple(running[10:20]))
+            assert {status for _, status in answer.results} == {"ok"}
+            await hand.work(30)
+            assert max(hand.lags) == 0
+            for _ in range(3):
+                await asyncio.sleep(10)
+                await hand.report(running=tuple(running[10:20]))
+            again = await hand.poll(30_000)
+            assert {lease.id for lease in again} == {lease.id for lease in running[20:]}
+            assert {lease.lost_leases for lease in again} == {1}
+            await hand.report(*again, *running[10:20])
+            assert await states(second) == {State.SUCCEEDED: 60}
+            books_balance(second)
+
+    run(scenario)
+
+
+def test_a_running_row_of_another_owner_is_adopted_when_it_is_read_again() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            [job_id] = await submit(scheduler)
+            [row] = await store.find([(job_id, 0)])
+            assert row is not None
+            scheduler._kernel.residents.evict(job_id)
+            claim = Claim(job_id, row.scheduled_at_ms, row.run_at_ms, 0, "w")
+            await store.claim([claim], "another", clock.now_ms())
+            scheduler._kernel.rereads[job_id] = row.scheduled_at_ms
+            await asyncio.sleep(2)
+            assert len(scheduler._kernel.leases) == 1
+            await asyncio.sleep(42)
+            assert await state_of(scheduler, job_id) is State.SCHEDULED
+
+    run(scenario)
+
+
+def test_those_who_wait_for_a_job_are_told_when_its_row_is_found_ended() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            [job_id] = await submit(scheduler, delay_ms=60_000)
+            ended = scheduler._kernel.watch(job_id)
+            await store.cancel(job_id, clock.now_ms(), "cancelled")
+            scheduler._kernel.rereads[job_id] = 0
+            async with asyncio.timeout(2):
+                await ended
+
+    run(scenario)
+
+
+def test_a_pause_is_not_undone_by_a_query_that_was_under_way() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        book = QueueBook(_as_store(store))
+        await store.put_queue(Queue("q", priorities=1))
+        store.late["queues"] = asyncio.Event()
+        reading = asyncio.create_task(book.refresh())
+        await asyncio.sleep(0)
+        book.note(await store.put_queue(Queue("q", paused=True, priorities=1)))
+        await book.touch("new", 3)
+        store.late["queues"].set()
+        await reading
+        assert book.get("q").paused
+        assert book.get("new").priorities == 1 << 3
+        book.note(Queue("gone"))
+        assert {queue.name for queue in await book.refresh()} == {"q", "new"}
+
+    run(scenario)
+
+
+def _as_store(store: object) -> Store:
+    return store  # type: ignore[return-value]
