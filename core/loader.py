@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 
 from .errors import Unavailable
-from .job import lane_parts
+from .job import CURSOR_START, Cursor, lane_parts
 from .kernel import Kernel
 from .residents import ID_LAST, LaneCursor
 
@@ -125,7 +125,10 @@ class Loader:
             await asyncio.sleep(0)
 
     async def _make_room(self, jobs: int, beyond_ms: int) -> None:
-        """Cut the lanes that reach furthest, past `beyond_ms`, until there is room for `jobs`."""
+        """Drop what lies past `beyond_ms`, the lanes that reach furthest first, to fit `jobs`.
+
+        Never what is nearer: its lane would want it back at once, from whoever got the room.
+        """
         residents = self._kernel.residents
         while residents.total + jobs > self._kernel.settings.resident_jobs_max:
             others = [
@@ -135,14 +138,17 @@ class Loader:
             ]
             if not others:
                 return
-            await self._trim(max(others, key=lambda lane: lane.cursor), 0)
+            furthest = max(others, key=lambda lane: lane.cursor)
+            await self._trim(furthest, 0, (beyond_ms, ID_LAST))
 
-    async def _trim(self, lane: LaneCursor, resident_max: int) -> None:
+    async def _trim(
+        self, lane: LaneCursor, resident_max: int, floor: Cursor = CURSOR_START
+    ) -> None:
         """Drop the far part of a lane that has a quarter more than `resident_max` residents."""
         if lane.resident <= resident_max * 5 // 4:
             return
         residents = self._kernel.residents
-        residents.cut(lane, resident_max * 3 // 4 or lane.resident // 2)
+        residents.cut(lane, resident_max * 3 // 4 or lane.resident // 2, floor)
         for number in list(residents.shards):
             residents.drop_beyond(lane, number)
             await asyncio.sleep(0)

@@ -217,8 +217,8 @@ class Residents:
         self.ready.push(job)
         return True
 
-    def cut(self, lane: LaneCursor, keep: int) -> None:
-        """Move the lane's cursor back so that about `keep` (≥ 1) of its jobs stay below it.
+    def cut(self, lane: LaneCursor, keep: int, floor: Cursor = CURSOR_START) -> None:
+        """Move the lane's cursor back, at most to `floor`, to keep about `keep` (≥ 1) of its jobs.
 
         The place is estimated from every n-th job, so the cost is a walk without a sort. Call
         `drop_beyond` for each shard afterwards: what is above a cursor may stay a while.
@@ -232,7 +232,7 @@ class Residents:
         )
         if sample:
             last = max(1, keep * len(sample) // lane.resident) - 1
-            lane.cursor = min(lane.cursor, sample[min(last, len(sample) - 1)])
+            lane.cursor = min(lane.cursor, max(floor, sample[min(last, len(sample) - 1)]))
 
     def drop_beyond(self, lane: LaneCursor, number: int) -> None:
         """Drop the shard's jobs above the lane's cursor."""

@@ -74,9 +74,8 @@ class Workers:
         """Return jobs to run, as soon as there are some, or nothing after `wait_ms`.
 
         `slots` are the free ones per queue. The same `seq` again gives the same answer, a lower one
-        nothing. What was claimed for a cancelled call goes to the next poll, or back; if it had
-        just been answered, `undelivered` gives that back. Raises `UnknownWorker` and
-        `InvalidRequest`.
+        nothing. What was claimed for a cancelled call is given back; if it had just been answered,
+        `undelivered` gives that back. Raises `UnknownWorker` and `InvalidRequest`.
         """
         kernel = self._kernel
         session = kernel.sessions.get(worker_id, principal)
@@ -98,6 +97,11 @@ class Workers:
         timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._give_up, session, poll)
         try:
             return await poll.answer
+        except asyncio.CancelledError:
+            if session.poll in (None, poll):
+                # Its worker hung up, maybe for ever: others needn't wait until it is missed.
+                self._settler.release([each for each in session.leases.values() if not each.sent_ms])
+            raise
         finally:
             timer.cancel()
             self._give_up(session, poll)
@@ -194,9 +198,7 @@ class Workers:
             if found.lease is not None:
                 found.lease.progress = item.progress or found.lease.progress
                 kernel.leases.renew(found.lease, kernel.clock.monotonic_ms())
-                results.append((item.job_id, "ok"))
-            else:
-                results.append((item.job_id, "stale"))
+            results.append((item.job_id, found.status))
         return results
 
     async def _find(

@@ -35,7 +35,7 @@ class PgShards(PgBase):
                 gone: list[str] = []
                 for (other,) in await link.fetch(self._sql("shards_others"), owner):
                     # This session's own locks would be granted to it again and prove nothing.
-                    if await link.value(
+                    if other not in link.alive and await link.value(
                         self._sql("shards_is_gone"), other
                     ):
                         gone.append(other)

@@ -250,6 +250,16 @@ async def test_a_moved_job_is_found_wherever_it_went(
     assert rows[0][0] == 1
 
 
+async def test_a_store_just_opened_knows_the_jobs_that_another_has_started(
+    store: PostgresStore, postgres_dsn: str, schema: str
+) -> None:
+    started = await start(store, new_job(schedule_id="s"))
+    again = PostgresStore(postgres_dsn, schema=schema, pool_size=1)
+    await again.open()
+    assert await again.active_jobs(["s", "other"]) == [[started.id], []]
+    await again.close()
+
+
 async def test_lanes_are_complete_however_unevenly_their_shards_are_filled(
     store: PostgresStore,
 ) -> None:

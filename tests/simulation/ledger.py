@@ -45,9 +45,10 @@ class Ledger:
         """Distinct attempts sent, per job."""
         self.given_up: dict[Key, None] = {}
         """Attempts that their workers gave back, or whose answer was not read."""
+        self._left: dict[str, None] = {}
         self.succeeded: dict[str, None] = {}
         """Jobs whose completion was acknowledged."""
-        self._renewed_ms: dict[Key, int] = {}
+        self._renewed_ms: dict[Key, list[int]] = {}
         self._paused: dict[str, None] = {}
         self._resumes: Counter[str] = Counter()
         self._resuming: Counter[str] = Counter()
@@ -131,24 +132,28 @@ class Ledger:
             violate("I5", f"{key} is sent while it is being settled")
         if lease.id in self.cancelled:
             violate("I18", f"{key} is sent after its cancellation")
-        if lease.queue in self._paused:
-            violate("pause", f"{key} is sent while {lease.queue} is paused")
         last = self._token_sent.get(lease.id, 0)
         if key[1] < last:
             violate("I5", f"{key} is sent after token {last}")
         if key[1] > last:
-            # Only now: an answer may be repeated after the clock was set back.
+            # Only now: an answer may be repeated after the clock was set back, or in a pause.
+            if lease.queue in self._paused:
+                violate("pause", f"{key} is sent while {lease.queue} is paused")
             earliest_ms = self.acknowledged.get(lease.id, 0) if lease.id not in self._moved else 0
             if now_ms < max(earliest_ms, start.run_at_ms):
                 violate("I3", f"{key} at {now_ms} is before {earliest_ms} or {start.run_at_ms}")
             self._token_sent[lease.id] = key[1]
             self.sends[lease.id] += 1
             self.lag_ms.append(now_ms - start.run_at_ms)
-        self._renewed_ms[key] = now_ms
+        self._renewed_ms.setdefault(key, []).append(now_ms)
 
     def giving_up(self, key: Key) -> None:
-        """The worker gives an attempt back, or leaves, or its answer was not read."""
+        """The worker gives an attempt back, or the answer that it came with was not read."""
         self.given_up[key] = None
+
+    def leaving(self, worker_id: str) -> None:
+        """A session is being closed, with all that it was ever sent."""
+        self._left[worker_id] = None
 
     def reported(self, report: Report, answer: ReportAnswer, asked_ms: int) -> None:
         """A report that had arrived at `asked_ms` was answered."""
@@ -171,20 +176,21 @@ class Ledger:
         for item, (_, status) in zip(report.running, answer.results[ended:], strict=True):
             if status == "ok":
                 key = (item.job_id, item.fencing_token)
-                self._renewed_ms[key] = max(self._renewed_ms.get(key, 0), asked_ms)
+                self._renewed_ms.setdefault(key, []).append(asked_ms)
 
     def taken_away(self, lease_ms: dict[str, int]) -> None:
         """Judge every attempt that ended other than by its worker's own word."""
         for key, end in self._rows.ends.items():
-            renewed_ms = self._renewed_ms.get(key)
-            if renewed_ms is None:
+            if key not in self._renewed_ms:
                 continue
-            if end == "released" and key not in self.given_up:
+            willing = key in self.given_up or self._rows.starts[key].worker_id in self._left
+            if end == "released" and not willing:
                 self._trace.violate("duplicate", f"{key} was given back under its worker's hands")
             row = self._rows.job(key[0])
             lost_ms = self._rows.lost_at_ms.get(key)
             if row is not None and lost_ms is not None and self._steady_clock:
-                held_ms = lost_ms - renewed_ms
+                # A renewal that comes while the loss is being written is too late.
+                held_ms = lost_ms - max(ms for ms in self._renewed_ms[key] if ms <= lost_ms)
                 if held_ms < lease_ms[row.queue]:
                     self._trace.violate("duplicate", f"{key} was lost after only {held_ms} ms")
 

@@ -101,14 +101,13 @@ class SimWorker:
 
     async def leave(self) -> None:
         """Close the session properly and end."""
-        worker_id, keys = self._worker_id, [*self._running, *self._done]
+        worker_id = self._worker_id
         self.crash()
         if worker_id is None:
             return
 
         async def serve(scheduler: Scheduler) -> None:
-            for key in keys:
-                self._ledger.giving_up(key)
+            self._ledger.leaving(worker_id)
             await scheduler.workers.leave(worker_id)
 
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from tickwheel.storage import MemoryStore
 SECOND = 1_000
 MINUTE = 60_000
 HOUR = 3_600_000
+_seeds = itertools.count(7)
 
 
 class Faulty:
@@ -77,7 +79,7 @@ def scheduler_on(
         cast(Store, store),
         settings=Settings(**settings),
         clock=clock,
-        rng=random.Random(7),
+        rng=random.Random(next(_seeds)),
         metrics=metrics,
     )
 

@@ -16,7 +16,6 @@ def test_one_of_two_owns_all_and_the_other_stands_by_until_it_stops() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock)
         first, second = scheduler_on(store, clock), scheduler_on(store, clock)
-        second._kernel.boot_id = "second"
         await first.start()
         await second.start()
         assert first.not_ready() in (None, "loading")

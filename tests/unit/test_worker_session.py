@@ -481,6 +481,32 @@ async def test_what_an_interrupted_poll_brought_is_given_back(fake: FakeSchedule
     assert runs == []
 
 
+async def test_a_worker_whose_scheduler_forgot_it_and_is_away_stops_all_the_same(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    async with worker:
+        await fake.until(lambda: fake.asked("poll"))
+        fake.refuse("register", 503, "unavailable", times=1_000)
+        fake.forget_workers()
+        await fake.until(lambda: len(fake.asked("register")) >= 3)
+        async with asyncio.timeout(20):
+            worker.stop()
+    assert fake.asked("leave") == []
+
+
+async def test_a_worker_that_could_not_report_does_not_leave(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "FLUSH_SECONDS", 0.0)
+    worker = Worker(fake.url)
+    fake.refuse("report", 503, "unavailable", times=1_000)
+    async with worker:
+        _quick(worker, fake)
+        await fake.until(lambda: fake.asked("report"))
+    assert fake.asked("leave") == []
+
+
 async def test_a_handler_that_does_not_stop_is_not_released(
     fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,233 @@
+"""The gate: overlap is decided when an occurrence fires."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from unit.rig import (
+    MINUTE,
+    SECOND,
+    Hand,
+    books_balance,
+    faulty,
+    scheduler_on,
+    state_of,
+    store_of,
+    until,
+)
+
+from tickwheel.core import JobFilter, JobTemplate, Scheduler, ScheduleSpec, State
+from tickwheel.core.protocol import Outcome
+from tickwheel.core.testing import START_MS, VirtualClock, run
+
+
+def every(interval_ms: int, overlap: str, **fields: Any) -> ScheduleSpec:
+    return ScheduleSpec(
+        template=JobTemplate("t"),
+        interval_ms=interval_ms,
+        overlap=overlap,  # type: ignore[arg-type]
+        **fields,
+    )
+
+
+async def counters(scheduler: Scheduler) -> tuple[int, int, int]:
+    schedule = await scheduler.schedules.get("s")
+    return schedule.fired, schedule.skipped, schedule.missed
+
+
+def test_skip_ends_what_fires_while_another_runs() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(10 * SECOND, "skip"))
+            [first] = await hand.poll(15_000)
+            for _ in range(3):
+                await asyncio.sleep(8)
+                await hand.report(running=(first,))
+            await hand.report(first)
+            [second] = await hand.poll(15_000)
+            assert second.run_at_ms == START_MS + 40 * SECOND
+            assert await counters(scheduler) == (2, 2, 0)
+            jobs, _ = await scheduler.jobs.list(JobFilter(state=State.CANCELLED), None, 10)
+            assert [job.reason for job in jobs] == ["overlap"] * 2
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_one_that_waits_for_a_retry_counts_and_goes_on_itself() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(10 * SECOND, "skip"))
+            [first] = await hand.poll(15_000)
+            # Its retry falls due in the very instant of another occurrence.
+            await hand.report(first, outcome=Outcome("failed", retry_after_ms=20_000))
+            leases = [*await hand.poll(30_000), *await hand.poll(1_000)]
+            assert [lease.id for lease in leases] == [first.id]
+            assert leases[0].attempt == 2
+            assert clock.now_ms() - START_MS >= 30_000
+            assert await counters(scheduler) == (1, 2, 0)
+            await hand.report(*leases)
+            assert await state_of(scheduler, first.id) is State.SUCCEEDED
+
+    run(scenario)
+
+
+def test_a_schedule_without_workers_does_not_pile_up() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            await scheduler.schedules.put("s", every(10 * SECOND, "skip"))
+            await asyncio.sleep(65)
+            assert await counters(scheduler) == (1, 5, 0)
+            assert (await scheduler.queues.stats("default")).depth == 1
+
+    run(scenario)
+
+
+def test_buffer_one_keeps_one_and_lets_it_go_when_the_other_ends() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(10 * SECOND, "buffer_one"))
+            [first] = await hand.poll(15_000)
+            for _ in range(4):
+                await asyncio.sleep(8)
+                await hand.report(running=(first,))
+            await hand.report(first)
+            [second] = await hand.poll(15_000)
+            assert clock.now_ms() <= START_MS + 43 * SECOND
+            assert second.run_at_ms == START_MS + 20 * SECOND
+            assert await counters(scheduler) == (2, 2, 0)
+            await hand.report(second)
+            [third] = await hand.poll(15_000)
+            assert third.run_at_ms == START_MS + 50 * SECOND
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_buffered_occurrence_costs_no_query_per_step_of_the_pump() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(10 * SECOND, "buffer_one"))
+            [first] = await hand.poll(15_000)
+            await asyncio.sleep(10)
+            await hand.report(running=(first,))
+            before = store.calls["active_jobs"]
+            for _ in range(500):
+                scheduler._kernel.alarm.ring()
+                await asyncio.sleep(0.01)
+            assert store.calls["active_jobs"] - before <= 3
+
+    run(scenario)
+
+
+def test_a_buffered_occurrence_that_is_cancelled_makes_room_for_the_next() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(10 * SECOND, "buffer_one"))
+            [first] = await hand.poll(15_000)
+            gate = scheduler._gate
+            await until(lambda: "s" in gate._buffered, 11_000)
+            await scheduler.jobs.cancel(gate._buffered["s"][0])
+            await hand.report(running=(first,))
+            await asyncio.sleep(11)
+            await hand.report(first)
+            [second] = await hand.poll(5_000)
+            assert second.run_at_ms == START_MS + 30 * SECOND
+            await hand.report(second)
+            await asyncio.sleep(6)
+            assert gate._buffered == {}
+
+    run(scenario)
+
+
+def test_cancel_other_asks_the_running_one_to_stop() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(10 * SECOND, "cancel_other"))
+            [first] = await hand.poll(15_000)
+            answers = [await hand.ask(15_000), await hand.ask(1_000)]
+            [second] = [lease for answer in answers for lease in answer.leases]
+            assert [each for answer in answers for each in answer.cancel] == [first.id]
+            assert second.run_at_ms == START_MS + 20 * SECOND
+            await hand.report(first, outcome=Outcome("released"))
+            await hand.report(second)
+            assert await state_of(scheduler, first.id) is State.CANCELLED
+            assert await state_of(scheduler, second.id) is State.SUCCEEDED
+
+    run(scenario)
+
+
+def test_cancel_other_replaces_what_waits_for_a_worker() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            await scheduler.schedules.put("s", every(10 * SECOND, "cancel_other"))
+            await asyncio.sleep(35)
+            hand = await Hand(scheduler).join()
+            [lease] = await hand.poll(1_000)
+            assert lease.run_at_ms == START_MS + 30 * SECOND
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_an_occurrence_that_is_moved_while_it_is_being_skipped_is_kept() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock, sweep_ms=3_600_000) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put(
+                "s", every(10 * SECOND, "skip", end_at_ms=START_MS + 20_000)
+            )
+            await hand.poll(15_000)
+            store.late["active_jobs"] = asyncio.Event()
+            parked = scheduler._kernel.residents.parked
+            await until(lambda: parked and clock.now_ms() >= START_MS + 20_000, 12_000)
+            [job_id] = parked
+            await asyncio.sleep(0.1)
+            await scheduler.jobs.reschedule(job_id, START_MS + MINUTE)
+            store.late.pop("active_jobs").set()
+            await asyncio.sleep(0.1)
+            assert scheduler._kernel.residents.holds(job_id)
+            assert await state_of(scheduler, job_id) is State.SCHEDULED
+
+    run(scenario)
+
+
+def test_a_trigger_is_subject_to_the_overlap_policy() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(3_600 * SECOND, "skip"))
+            one = await scheduler.schedules.trigger("s")
+            assert [lease.id for lease in await hand.poll()] == [one.id]
+            two = await scheduler.schedules.trigger("s")
+            job = await scheduler.jobs.wait(two.id, 5_000)
+            assert (job.state, job.reason) == (State.CANCELLED, "overlap")
+
+    run(scenario)
+
+
+def test_without_a_store_the_gate_waits_and_then_decides() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put(
+                "s", every(20 * SECOND, "skip", end_at_ms=START_MS + 20_000)
+            )
+            await asyncio.sleep(19)
+            store.down = True
+            await asyncio.sleep(5)
+            store.down = False
+            assert len(await hand.poll(5_000)) == 1
+            assert await counters(scheduler) == (1, 0, 0)
+
+    run(scenario)

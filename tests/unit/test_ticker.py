@@ -1,0 +1,151 @@
+"""Ticks: one job per occurrence, whatever the downtime."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from unit.rig import HOUR, MINUTE, Hand, books_balance, faulty, scheduler_on, store_of
+
+from tickwheel.core import JobFilter, JobTemplate, Scheduler, ScheduleSpec
+from tickwheel.core.testing import START_MS, VirtualClock, run
+
+EVERY_MINUTE = ScheduleSpec(template=JobTemplate("t"), interval_ms=MINUTE, overlap="allow")
+
+
+def every_minute(**fields: Any) -> ScheduleSpec:
+    return ScheduleSpec(
+        template=JobTemplate("t"), interval_ms=MINUTE, **({"overlap": "allow"} | fields)
+    )
+
+
+async def reasons(scheduler: Scheduler) -> dict[str | None, int]:
+    jobs, _ = await scheduler.jobs.list(JobFilter(), None, 2_000)
+    counts: dict[str | None, int] = {}
+    for job in jobs:
+        counts[job.reason] = counts.get(job.reason, 0) + 1
+    return counts
+
+
+def test_each_occurrence_runs_once_at_its_time() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", EVERY_MINUTE)
+            await hand.work(30)
+            assert [lease.run_at_ms for lease in hand.sent] == [
+                START_MS + number * MINUTE for number in range(1, 31)
+            ]
+            assert max(hand.lags) <= 1
+            schedule = await scheduler.schedules.get("s")
+            assert (schedule.fired, schedule.skipped, schedule.missed) == (30, 0, 0)
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("misfire", "runs", "missed"), [("skip", 0, 180), ("fire_once", 1, 179), ("fire_all", 180, 0)]
+)
+def test_after_three_hours_down_the_misfire_policy_decides(
+    misfire: str, runs: int, missed: int
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as first:
+            await first.schedules.put("s", every_minute(misfire=misfire))
+            await asyncio.sleep(1)
+        clock.step(3 * HOUR)
+        async with scheduler_on(store, clock) as second:
+            hand = await Hand(second, {"default": 1_000}).join()
+            end_ms = clock.now_ms() + 30_000
+            while clock.now_ms() < end_ms:
+                await hand.report(*await hand.poll(1_000))
+            assert len(hand.sent) == runs
+            schedule = await second.schedules.get("s")
+            assert schedule.missed == missed
+            assert schedule.fired == runs
+            await hand.work(3)
+            assert hand.lags[-3:] == [0, 0, 0]
+            books_balance(second)
+
+    run(scenario)
+
+
+def test_a_store_that_fails_delays_occurrences_and_drops_only_by_policy() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock, horizon_ms=10_000) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put(
+                "s",
+                ScheduleSpec(
+                    template=JobTemplate("t"),
+                    interval_ms=1_000,
+                    overlap="allow",
+                    misfire="fire_all",
+                ),
+            )
+            await hand.work(5)
+            store.down = True
+            await asyncio.sleep(10)
+            store.down = False
+            await hand.work(20)
+            fired = [lease.id for lease in hand.sent]
+            assert len(set(fired)) == len(fired)
+            await asyncio.sleep(3)
+            schedule = await scheduler.schedules.get("s")
+            assert schedule.missed == 0
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_catch_up_that_was_overtaken_is_tried_again() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as first:
+            await first.schedules.put("s", every_minute())
+            await asyncio.sleep(1)
+        clock.step(4 * MINUTE)
+        second = scheduler_on(store, clock)
+        await second.start()
+        tick = store.tick
+        tries: list[object] = []
+
+        async def overtaken(*args: Any) -> Any:
+            tries.append(args)
+            return None if len(tries) == 1 else await tick(*args)
+
+        store.tick = overtaken  # type: ignore[method-assign]
+        dropped = await second._ticker.catch_up("s")
+        assert len(dropped) == 3
+        assert len(tries) == 2
+        await second.stop()
+
+    run(scenario)
+
+
+def test_specs_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        monkeypatch.setattr("tickwheel.core.ticker._SPECS_MAX", 3)
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            for number in range(10):
+                assert await scheduler._ticker.spec(f"gone-{number}") is None
+            assert len(scheduler._ticker.specs) <= 3
+
+    run(scenario)
+
+
+def test_more_schedules_than_a_page_are_all_materialised() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            for number in range(600):
+                await scheduler.schedules.put(f"s{number}", every_minute())
+            hand = await Hand(scheduler, {"default": 1_000}).join()
+            await hand.work(600)
+            assert {lease.schedule_id for lease in hand.sent} == {f"s{n}" for n in range(600)}
+            assert await reasons(scheduler) == {None: len(hand.sent) * 5}
+
+    run(scenario)
