@@ -115,7 +115,7 @@ class Session:
         for attempt in list(self.running.values()):
             if peer is not None and at >= attempt.sent_at + HAND_OVER_LEASE * attempt.lease_seconds:
                 self._hand_over(attempt, peer)
-            elif False:
+            elif at >= attempt.fence_at:
                 LOG.warning("job %s: the lease was not renewed in time, so it stops", attempt.id)
                 self.halt(attempt, "lost")
             elif at >= attempt.timeout_at:

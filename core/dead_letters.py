@@ -40,6 +40,10 @@ class DeadLetters:
         """
         if not 1 <= limit <= REDRIVE_MAX:
             raise InvalidRequest(f"1 to {REDRIVE_MAX}", code="limit_out_of_range", pointer="/limit")
+        if rate_per_second is not None and rate_per_second <= 0:
+            raise InvalidRequest(
+                "a rate is above 0", code="rate_out_of_range", pointer="/rate_per_second"
+            )
         wanted = set(ids) if ids is not None else None
         done: builtins.list[tuple[str, str]] = []
         remaining = 0
@@ -80,7 +84,7 @@ class DeadLetters:
         now_ms = kernel.clock.now_ms()
         pairs: builtins.list[tuple[str, NewJob]] = []
         for index, job in enumerate(jobs):
-            delay_ms = int((before + index) / rate_per_second * 1000) if rate_per_second else 0
+            delay_ms = int((before + index) * 1000 / rate_per_second) if rate_per_second else 0
             pairs.append((job.id, self._again(job, now_ms + delay_ms, now_ms)))
             await kernel.queues.touch(job.queue, job.priority)
         done: builtins.list[tuple[str, str]] = []

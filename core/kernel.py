@@ -104,7 +104,7 @@ class Kernel:
         """Whether the running rows of all owned shards have been adopted."""
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._watchers: dict[str, set[asyncio.Future[None]]] = {}
+        self._watchers: dict[str, dict[asyncio.Future[None], None]] = {}
 
     def owns_time(self) -> bool:
         """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
@@ -140,6 +140,7 @@ class Kernel:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
     async def finish(self) -> None:
@@ -150,7 +151,7 @@ class Kernel:
     def watch(self, job_id: str) -> asyncio.Future[None]:
         """Return a future that is done when the job ends; cancel it when no longer wanted."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watchers.setdefault(job_id, set()).add(future)
+        self._watchers.setdefault(job_id, {})[future] = None
         future.add_done_callback(lambda done: self._unwatch(job_id, done))
         return future
 
@@ -163,7 +164,7 @@ class Kernel:
     def _unwatch(self, job_id: str, future: asyncio.Future[None]) -> None:
         watchers = self._watchers.get(job_id)
         if watchers is not None:
-            watchers.discard(future)
+            watchers.pop(future, None)
             if not watchers:
                 del self._watchers[job_id]
 

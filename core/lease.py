@@ -26,7 +26,8 @@ class Lease:
     `scheduled_at_ms`, `run_at_ms` and `expires_at_ms` (0: never) are wall time; `deadline_ms`,
     `timeout_at_ms`, `granted_ms` and `sent_ms` (0: not sent) are monotonic. An empty `worker_id`
     is an adopted row whose worker has not called yet: the first to show the token gets it.
-    `settling` is set while the attempt's end is being written; `withdrawn` once the job was given
+    `settling` is set while the attempt's end is being written; `ending` from the first try to write
+    it on, for the row may have gone on whatever the store answered; `withdrawn` once the job was given
     back, written or not: from then on it is never sent, and never counts as lost.
     """
 
@@ -36,6 +37,7 @@ class Lease:
         "attempt",
         "cancel_requested",
         "deadline_ms",
+        "ending",
         "expires_at_ms",
         "failures",
         "fencing_token",
@@ -98,7 +100,7 @@ class Lease:
         self.granted_ms = granted_ms
         self.deadline_ms = self.timeout_at_ms = self.sent_ms = self.armed_ms = 0
         self.settling: asyncio.Event | None = None
-        self.cancel_requested = self.withdrawn = False
+        self.cancel_requested = self.ending = self.withdrawn = False
         self.progress: bytes | None = None
         own, default = JobOptions.decode(row.options), queue.options
         self.headers = own.headers
@@ -112,15 +114,18 @@ class Lease:
             lost_max = default.lost_leases_max
         self.lost_leases_max = settings.default_lost_leases_max if lost_max is None else lost_max
 
-    def waiting(self, run_at_ms: int) -> Waiting:
-        """Return the job as it waits for its next attempt."""
+    def waiting(self, run_at_ms: int, attempt: int) -> Waiting:
+        """Return the job as it waits again, after `attempt` charged ones.
+
+        A start deadline is for the first attempt: one that began in time has met it.
+        """
         return (
             self.id,
             self.scheduled_at_ms,
             run_at_ms,
             self.fencing_token,
             self.lane,
-            self.expires_at_ms,
+            0 if attempt else self.expires_at_ms,
             self.schedule_id,
         )
 

@@ -82,7 +82,8 @@ class JobStore(Protocol):
         """End each attempt whose row is still `running` under its token; False: it is not.
 
         Terminal states set finished_at; `dead` writes the dead letter in the same transaction;
-        `scheduled` sets the new run_at and clears worker, owner and started_at. A row with a
+        `scheduled` sets the new run_at and clears worker, owner and started_at; what ends other than
+        by success loses its start deadline, unless it counts as unstarted again. A row with a
         cancel request never goes back to `scheduled` and never becomes `dead`: it becomes
         `cancelled`, reason `cancelled`.
         True also where this very settlement was applied before.
@@ -121,7 +122,8 @@ class JobStore(Protocol):
     async def reschedule(self, job_id: str, run_at_ms: int, now_ms: int) -> Job | None:
         """Give a waiting job a new scheduled_at and run_at (its row may move); return it as it is.
 
-        A job that isn't `scheduled` is returned unchanged. None: there is no such job.
+        Its start deadline moves along. A job that isn't `scheduled` is returned unchanged. None:
+        there is no such job.
         """
         ...
 

@@ -152,7 +152,7 @@ class WorkerSession:
         current = [
             lease
             for lease in self.answered.leases
-            if self.leases.get(lease.id) is lease and not lease.withdrawn
+            if self.leases.get(lease.id) is lease and not (lease.ending or lease.withdrawn)
         ]
         return PollAnswer(current, self.answered.cancel)
 

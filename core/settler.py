@@ -73,6 +73,7 @@ class Settler:
         settling = asyncio.Event()
         for lease, _ in pairs:
             lease.settling = settling
+            lease.ending = True
         return settling
 
     async def _write(self, pairs: Sequence[Pair], settling: asyncio.Event) -> list[bool]:
@@ -129,7 +130,7 @@ class Settler:
             # The row may have been cancelled under this settlement: it alone knows.
             kernel.rereads[lease.id] = lease.scheduled_at_ms
         else:
-            kernel.residents.offer(lease.waiting(settlement.run_at_ms))
+            kernel.residents.offer(lease.waiting(settlement.run_at_ms, settlement.attempt))
 
 
 def _outcome_name(lease: Lease, settlement: Settlement) -> str:

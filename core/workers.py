@@ -84,7 +84,11 @@ class Workers:
         if not session.asked(seq):
             return PollAnswer()
         if seq == session.answered_seq:
-            return session.repeat()
+            answer = session.repeat()
+            for lease in answer.leases:
+                # Its worker counts from its receipt, which is only now.
+                kernel.leases.renew(lease, session.last_seen_ms)
+            return answer
         if session.poll is not None:
             # The client gave the earlier one up: it may not get jobs that nobody would read.
             kernel.sessions.stop_waiting(session)
@@ -100,7 +104,9 @@ class Workers:
         except asyncio.CancelledError:
             if session.poll in (None, poll):
                 # Its worker hung up, maybe for ever: others needn't wait until it is missed.
-                self._settler.release([each for each in session.leases.values() if not each.sent_ms])
+                self._settler.release(
+                    [each for each in session.leases.values() if not each.sent_ms]
+                )
             raise
         finally:
             timer.cancel()

@@ -104,6 +104,8 @@ class MemoryJobs:
         """Give a waiting job a new scheduled_at and run_at."""
         job = self._tables.jobs.get(job_id)
         if job is not None and job.state is State.SCHEDULED:
+            if job.expires_at_ms is not None:
+                job.expires_at_ms += run_at_ms - job.run_at_ms
             self._tables.move(job, run_at_ms, run_at_ms)
         return self._tables.snapshot(job_id)
 
@@ -221,6 +223,8 @@ class MemoryJobs:
             return job.state is state and applied == counters
         job.attempt, job.failures, job.lost_leases, job.releases = counters
         job.result, job.error = settlement.result, settlement.error
+        if job.attempt and state is not State.SUCCEEDED:
+            job.expires_at_ms = None
         if state is State.SCHEDULED:
             job.state, job.reason = state, reason
             job.worker_id = job.owner = job.started_at_ms = None

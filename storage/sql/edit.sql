@@ -21,8 +21,8 @@ WITH gone AS (
 )
 INSERT INTO {schema}.jobs ({job_columns})
 SELECT id, state, queue, priority, task, args, options, tags, shard, $3::timestamptz,
-    $3::timestamptz, created_at, expires_at, started_at, finished_at, cancel_requested_at, attempt,
-    failures, lost_leases, releases, max_attempts, fencing_token, worker_id, owner, schedule_id,
+    $3::timestamptz, created_at, expires_at + ($3::timestamptz - run_at), started_at, finished_at,
+    cancel_requested_at, attempt, failures, lost_leases, releases, max_attempts, fencing_token, worker_id, owner, schedule_id,
     redriven_from, result, error, reason
 FROM gone
 RETURNING {job_columns};

@@ -86,6 +86,7 @@ WITH settled AS (
         started_at = CASE
             WHEN j.cancel_requested_at IS NULL AND a.state = 'scheduled'
             THEN NULL ELSE j.started_at END,
+        expires_at = CASE WHEN coalesce(a.attempt, 0) = 0 THEN j.expires_at END,
         attempt = coalesce(a.attempt, 0),
         failures = coalesce(a.failures, 0),
         lost_leases = coalesce(a.lost_leases, 0),

@@ -236,3 +236,26 @@ async def test_what_a_caller_does_to_an_answer_stays_with_the_caller(store: Stor
     row = await row_of(store, job.id)
     row.state = State.DEAD
     assert (await row_of(store, job.id)).state is State.SCHEDULED
+
+
+async def test_a_job_that_has_started_in_time_may_be_retried_past_its_start_deadline(
+    store: Store,
+) -> None:
+    row = await start(store, new_job(expires_at_ms=NOW + SECOND))
+    again = await settle(store, row, State.SCHEDULED, run_at_ms=NOW + HOUR, failures=1)
+    assert again.expires_at_ms is None
+    await claim(store, again, NOW + HOUR)
+
+
+async def test_a_job_given_back_unstarted_keeps_its_start_deadline(store: Store) -> None:
+    row = await start(store, new_job(expires_at_ms=NOW + SECOND))
+    given_back = await settle(store, row, State.SCHEDULED, attempt=0, releases=1)
+    assert given_back.expires_at_ms == NOW + SECOND
+
+
+async def test_a_reschedule_moves_the_start_deadline_along(store: Store) -> None:
+    job = new_job(expires_at_ms=NOW + SECOND)
+    await add(store, job)
+    moved = await store.reschedule(job.id, job.run_at_ms + HOUR, NOW)
+    assert moved is not None
+    assert moved.expires_at_ms == NOW + SECOND + HOUR

@@ -151,9 +151,9 @@ class Ledger:
         """The worker gives an attempt back, or the answer that it came with was not read."""
         self.given_up[key] = None
 
-    def leaving(self, worker_id: str) -> None:
-        """A session is being closed, with all that it was ever sent."""
-        self._left[worker_id] = None
+    def leaving(self, worker_ids: Sequence[str]) -> None:
+        """A worker closes its session, with all that it was ever sent under these ids."""
+        self._left.update(dict.fromkeys(worker_ids))
 
     def reported(self, report: Report, answer: ReportAnswer, asked_ms: int) -> None:
         """A report that had arrived at `asked_ms` was answered."""

@@ -66,6 +66,7 @@ class SimWorker:
 
     def _reset(self) -> None:
         self._worker_id: str | None = None
+        self._sessions: list[str] = []
         self._running: dict[Key, tuple[str, asyncio.Task[None]]] = {}
         self._done: dict[Key, Outcome] = {}
         self._wake = asyncio.Event()
@@ -101,13 +102,13 @@ class SimWorker:
 
     async def leave(self) -> None:
         """Close the session properly and end."""
-        worker_id = self._worker_id
+        worker_id, sessions = self._worker_id, self._sessions
         self.crash()
         if worker_id is None:
             return
 
         async def serve(scheduler: Scheduler) -> None:
-            self._ledger.leaving(worker_id)
+            self._ledger.leaving(sessions)
             await scheduler.workers.leave(worker_id)
 
         try:
@@ -127,6 +128,7 @@ class SimWorker:
                 await asyncio.sleep(_BACKOFF_SECONDS)
             else:
                 self._worker_id = self._worker_id or session.worker_id
+                self._sessions.append(self._worker_id)
         return self._worker_id
 
     async def _poll(self) -> None:

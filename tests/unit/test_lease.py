@@ -147,4 +147,5 @@ def test_an_adopted_lease_belongs_to_nobody_yet_and_keeps_its_counters() -> None
     lease = adopt(row, Queue("q"), Settings(), 0)
     assert (lease.worker_id, lease.fencing_token, lease.cancel_requested) == ("", 42, True)
     assert (lease.attempt, lease.failures, lease.lost_leases, lease.releases) == (4, 2, 1, 3)
-    assert lease.waiting(77) == ("a", 5, 77, 42, "3/q", 99, "s")
+    assert lease.waiting(77, 0) == ("a", 5, 77, 42, "3/q", 99, "s")
+    assert lease.waiting(77, 1) == ("a", 5, 77, 42, "3/q", 0, "s")
