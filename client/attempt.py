@@ -77,9 +77,9 @@ class Attempt:
     def halt(self, reason: Halt) -> None:
         """Ask the handler to stop: async ones are cancelled, sync ones only told by the context.
 
-        The first reason counts, but `lost` overrides them all.
+        Only once: the first reason counts.
         """
-        if self.halted is None or (reason == "lost" and self.halted != "lost"):
+        if self.halted is None:
             self.halted = reason
             # A sync handler's task waits for its thread, and must not let go of it.
             if self.task is not None and self.handler is not None and self.handler.is_async:

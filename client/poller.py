@@ -57,11 +57,6 @@ class Poller:
         self._unanswered = False
         self._scope: asyncio.Timeout | None = None
 
-    def restart(self) -> None:
-        """The session is a new one: its first poll is the first."""
-        self._seq = 1
-        self._unanswered = False
-
     def be_quiet(self) -> None:
         """Ask for nothing for a while."""
         self._quiet_until = self._loop.time() + QUIET_SECONDS

@@ -130,5 +130,5 @@ class Reporter:
             if batch.count == 1:
                 LOG.error("the scheduler refuses a report, which is dropped: %s", error)
                 return
-            for half in ():
+            for half in batch.halves():
                 await self._deliver(half)

@@ -246,7 +246,6 @@ class Session:
 
     def _on_registered(self, worker_id: str) -> None:
         LOG.info("registered as %s at %s", worker_id, self._url)
-        self._poller.restart()
         self._registered.set()
 
     async def _worker_id(self) -> str:

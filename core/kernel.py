@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from .alarm import Alarm
@@ -70,7 +71,12 @@ class QueueBook:
         """Make sure that the lane is known to the store before its first job is written."""
         queue = self._queues.get(name)
         if queue is None or not queue.priorities >> priority & 1:
+            before = self._notes
             queue = await self._store.touch_lane(name, priority)
+            if self._noted.get(name, 0) > before:
+                # What was noted meanwhile is newer, but for the lane.
+                known = self._queues[name]
+                queue = replace(known, priorities=known.priorities | queue.priorities)
             self.note(queue)
         return queue
 

@@ -105,7 +105,6 @@ class LocalWorker:
         """Those of the running ones whose handler has ended."""
         self._started = False
         self._parts: list[asyncio.Task[None]] = []
-        self._polling: asyncio.Task[PollAnswer] | None = None
         self._reports: GroupCommit[ReportItem, Status] = GroupCommit(
             self._report, lambda _: 1, batch_max=_REPORT_MAX, in_flight_max=1
         )
@@ -165,19 +164,8 @@ class LocalWorker:
             session = await self._registered()
             free = {queue: slots - self._busy[queue] for queue in self._queues}
             seq += 1
-            polling = self._polling = asyncio.get_running_loop().create_task(
-                self._workers.poll(session.worker_id, seq, free, _WAIT_MS)
-            )
             try:
-                await asyncio.wait([polling])
-            finally:
-                self._polling = None
-                polling.cancel()
-            if polling.cancelled():
-                self._workers.undelivered(session.worker_id, seq)
-                continue
-            try:
-                answer = polling.result()
+                answer = await self._workers.poll(session.worker_id, seq, free, _WAIT_MS)
             except UnknownWorker:
                 self._session = None
                 continue
@@ -189,9 +177,11 @@ class LocalWorker:
             self._stop_jobs(answer.cancel)
 
     def _poll_again(self) -> None:
-        """Replace the poll that waits: there are other slots to ask for."""
-        if self._polling is not None:
-            self._polling.cancel()
+        """End the poll that waits: there are other slots to ask for. What it holds stays held."""
+        session = self._session
+        if session is not None and session.poll is not None:
+            self._kernel.sessions.stop_waiting(session)
+            session.dismiss_poll(PollAnswer())
 
     async def _registered(self) -> WorkerSession:
         if self._session is None:

@@ -7,6 +7,7 @@ from collections import Counter
 from simulation.ledger import Ledger
 from simulation.rows import Rows
 from simulation.trace import Trace
+
 from tickwheel.core import Scheduler
 from tickwheel.core.job import Job, State
 from tickwheel.core.lifecycle import RELEASES_FREE

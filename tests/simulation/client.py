@@ -11,6 +11,7 @@ from simulation.faults import Shape
 from simulation.ledger import Ledger
 from simulation.network import Lost, Network, Serve
 from simulation.trace import Trace
+
 from tickwheel.core import (
     Conflict,
     JobFilter,
@@ -27,7 +28,7 @@ from tickwheel.core.clock import Clock
 
 _TIMEOUT_SECONDS = 3.0
 _TRIES_MAX = 5
-_IN_FLIGHT_SECONDS = 15.0
+_IN_FLIGHT_SECONDS = 30.0
 _KEYS = 12
 RETRY = RetryPolicy("exponential", 0.2, 2.0, 2.0, 0.1, ("Fatal",))
 

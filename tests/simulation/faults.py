@@ -144,7 +144,7 @@ def draw_shape(rng: random.Random) -> Shape:
         resident_jobs_max=rng.choice((12, 30)) if small else 400,
         claim_batch_max=rng.choice((3, 50)),
         claim_ahead_ms=rng.choice((0, 20, 40)),
-        full_sweep_ms=rng.choice((5_000, 600_000)),
+        full_sweep_ms=rng.choice((5_000, 60_000)),
         skew_ms_max=rng.choice((None, 100)),
         fail_share=rng.choice((0.0, 0.2, 0.6)),
         release_share=rng.choice((0.0, 0.1)),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from simulation.rows import Key, Rows
 from simulation.trace import Trace
+
 from tickwheel.core.clock import Clock
 from tickwheel.core.job import Appended, Job, JobSpec, State
 from tickwheel.core.lease import Lease
@@ -173,9 +174,9 @@ class Ledger:
                 self.succeeded[item.job_id] = None
                 if row is None or row.state is not State.SUCCEEDED:
                     self._trace.violate("I20", f"{key} is acknowledged and its row is {row}")
-        for item, (_, status) in zip(report.running, answer.results[ended:], strict=True):
+        for going, (_, status) in zip(report.running, answer.results[ended:], strict=True):
             if status == "ok":
-                key = (item.job_id, item.fencing_token)
+                key = (going.job_id, going.fencing_token)
                 self._renewed_ms.setdefault(key, []).append(asked_ms)
 
     def taken_away(self, lease_ms: dict[str, int]) -> None:

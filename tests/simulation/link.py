@@ -19,6 +19,7 @@ from simulation.loop import SimLoop
 from simulation.rows import Rows
 from simulation.trace import Trace
 from simulation.weather import Weather
+
 from tickwheel.core.errors import OutcomeUnknown, Unavailable
 from tickwheel.core.ports import Store
 from tickwheel.storage import MemoryStore
@@ -91,7 +92,10 @@ class Link:
     ) -> Any:
         weather, faults = self._weather, self._weather.faults
         await asyncio.sleep(weather.store_seconds())
-        if self.down or (self._cut and weather.strikes(0.5)):
+        if self._cut and weather.strikes(0.5):
+            # It was on its way when its sender died, and may arrive long after.
+            await asyncio.sleep(weather.late_seconds())
+        elif self._cut or self.down:
             raise Unavailable("the store can't be reached")
         if weather.strikes(faults.store_fails_share):
             self._trace.note(f"store-fails {name}")

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from simulation.trace import Trace
 from simulation.weather import Weather
+
 from tickwheel.core import Scheduler
 
 T = TypeVar("T")
@@ -70,7 +71,11 @@ class Network:
             raise Lost
         if not task.cancelled() and weather.strikes(faults.reply_lost_share):
             self._trace.note("reply-lost")
-            if undelivered is not None and not task.exception() and weather.strikes(faults.hang_up_share):
+            if (
+                undelivered is not None
+                and not task.exception()
+                and weather.strikes(faults.hang_up_share)
+            ):
                 self._serve(undelivered(task.result()))
             await asyncio.sleep(timeout_seconds)
             raise Lost

@@ -13,6 +13,7 @@ from simulation.network import Serve
 from simulation.rows import Rows
 from simulation.trace import Trace
 from simulation.weather import Weather
+
 from tickwheel.core import Scheduler
 from tickwheel.core.clock import Clock
 from tickwheel.core.errors import Unavailable

@@ -13,22 +13,21 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from simulation.trace import Trace
-from tickwheel.core.clock import Clock
-from tickwheel.core.job import Job
-from tickwheel.core.job import State as S
+
+from tickwheel.core.job import Job, State
 from tickwheel.storage import MemoryStore
 
 Key = tuple[str, int]
 """(job id, fencing token): one attempt."""
 
 _RELEASES_FREE: Final = 10
-_ENDED: Final = (S.SUCCEEDED, S.DEAD, S.CANCELLED, S.EXPIRED)
+_ENDED: Final = (State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED)
 
 
 class View(NamedTuple):
     """What is compared of a row."""
 
-    state: S
+    state: State
     token: int
     run_at_ms: int
     attempt: int
@@ -51,17 +50,16 @@ class Start(NamedTuple):
 class Rows:
     """Watches one store's rows through all boots of the scheduler."""
 
-    def __init__(self, store: MemoryStore, clock: Clock, trace: Trace) -> None:
+    def __init__(self, store: MemoryStore, trace: Trace) -> None:
         self._tables = store._tables
-        self._clock = clock
         self._trace = trace
         self._seen: dict[str, View] = {}
         self.starts: dict[Key, Start] = {}
         """Committed claims."""
         self.ends: dict[Key, str] = {}
         """How each attempt ended: `succeeded`, `failed`, `lost`, `released`, `cancelled`."""
-        self.running: Counter[str] = Counter()
-        """Running rows per queue."""
+        self._running: dict[str, dict[str, None]] = {}
+        self.clock_set_back = False
         self.claims: Counter[str] = Counter()
         """Committed claims per job."""
         self.ticks: dict[tuple[str, int, int], list[str]] = {}
@@ -123,20 +121,20 @@ class Rows:
         )
         before = was.state if was is not None else None
         if was is None:
-            fits = now.state is S.SCHEDULED and not (now.token or now.attempt or now.failures)
+            fits = now.state is State.SCHEDULED and not (now.token or now.attempt or now.failures)
         elif before in _ENDED:
             self._trace.violate("I9", f"{job.id} ended as {was} and then became {now} by {name}")
             return
-        elif before is S.SCHEDULED and now.state is S.RUNNING:
+        elif before is State.SCHEDULED and now.state is State.RUNNING:
             fits = self._claimed(job, was, now)
-        elif before is S.RUNNING and now.state is S.RUNNING:
+        elif before is State.RUNNING and now.state is State.RUNNING:
             fits = was._replace(cancel_requested=True) == now
-        elif before is S.RUNNING:
+        elif before is State.RUNNING:
             fits = self._ended(job, was, now)
-        elif now.state is S.SCHEDULED:
+        elif now.state is State.SCHEDULED:
             fits = was._replace(run_at_ms=now.run_at_ms) == now
         else:
-            fits = now.state in (S.CANCELLED, S.EXPIRED) and was.token == now.token
+            fits = now.state in (State.CANCELLED, State.EXPIRED) and was.token == now.token
         if not fits:
             self._trace.violate("lifecycle", f"{job.id} went from {was} to {now} by {name}")
 
@@ -145,27 +143,33 @@ class Rows:
             self._trace.violate("I5", f"{job.id}: token {now.token} after {was.token}")
         self.starts[job.id, now.token] = Start(now.attempt, now.run_at_ms, now.worker_id)
         self.claims[job.id] += 1
-        self.running[job.queue] += 1
-        most = self._tables.queues[job.queue].max_running
-        if most is not None and self.running[job.queue] > most:
-            self._trace.violate("I15", f"{self.running[job.queue]} of {job.queue} run, not {most}")
+        self._running.setdefault(job.queue, {})[job.id] = None
+        self._check_limit(job.queue)
         counters = (now.attempt - 1, now.failures, now.lost_leases, now.releases)
         return counters == (was.attempt, was.failures, was.lost_leases, was.releases)
+
+    def _check_limit(self, queue: str) -> None:
+        """Judge the queue's limit, as long as the clock was never set back: a scheduler that starts
+        after that can't see the rows that run before their time.
+        """
+        most, running = self._tables.queues[queue].max_running, len(self._running[queue])
+        if most is not None and running > most and not self.clock_set_back:
+            self._trace.violate("I15", f"{running} of {queue} run, not {most}")
 
     def _ended(self, job: Job, was: View, now: View) -> bool:
         key = (job.id, was.token)
         if key in self.ends:
             self._trace.violate("I6", f"{key} ended as {self.ends[key]}, and again as {now}")
         self.ends[key] = _end(was, now)
-        self.running[job.queue] -= 1
-        if was.cancel_requested and now.state not in (S.SUCCEEDED, S.CANCELLED):
+        del self._running[job.queue][job.id]
+        if was.cancel_requested and now.state not in (State.SUCCEEDED, State.CANCELLED):
             self._trace.violate("I18", f"{job.id} was asked to stop and became {now}")
-        if now.state is S.DEAD and job.id not in self._tables.letters:
+        if now.state is State.DEAD and job.id not in self._tables.letters:
             self._trace.violate("I8", f"{job.id} is dead without a letter")
         uncharged = now.releases > was.releases and now.releases <= _RELEASES_FREE
         return (
             now.token == was.token
-            and now.state is not S.EXPIRED
+            and now.state is not State.EXPIRED
             and now.attempt == was.attempt - uncharged
             and now.failures + now.lost_leases + now.releases
             <= was.failures + was.lost_leases + was.releases + 2

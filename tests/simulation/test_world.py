@@ -47,7 +47,9 @@ def test_the_same_seed_is_the_same_run_and_another_is_another() -> None:
 
 
 def test_a_run_does_not_depend_on_the_hash_seed() -> None:
-    program = "from simulation.world import run_seed; print(*[run_seed(n).digest for n in range(3)])"
+    program = (
+        "from simulation.world import run_seed; print(*[run_seed(n).digest for n in range(3)])"
+    )
     digests = [
         subprocess.run(
             [sys.executable, "-c", program],

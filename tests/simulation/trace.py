@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections import Counter, deque
 
-LAST_EVENTS_MAX = 100000
+LAST_EVENTS_MAX = 60
 
 
 class Violation(AssertionError):

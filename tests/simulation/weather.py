@@ -6,6 +6,8 @@ import random
 
 from simulation.faults import Faults
 
+_LATE_SECONDS_MAX = 12.0
+
 
 class Weather:
     """Draws faults while `stormy`; afterwards only short delays."""
@@ -25,6 +27,10 @@ class Weather:
         if self.strikes(faults.net_slow_share):
             return self._rng.uniform(0, faults.net_slow_ms) / 1000
         return self._rng.uniform(0.1, faults.net_delay_ms) / 1000
+
+    def late_seconds(self) -> float:
+        """Return how long a dead process's write is still on its way."""
+        return self._rng.choice((0.0, self._rng.uniform(0, _LATE_SECONDS_MAX)))
 
     def store_seconds(self) -> float:
         """Return how long half a round trip to the store takes."""

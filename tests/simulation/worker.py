@@ -14,6 +14,7 @@ from simulation.ledger import Ledger
 from simulation.loop import SimLoop
 from simulation.network import Lost, Network, Serve
 from simulation.rows import Key
+
 from tickwheel.core import Scheduler, TickwheelError, UnknownWorker
 from tickwheel.core.lease import Lease
 from tickwheel.core.protocol import (

@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from simulation.checkers import bounds, verdict
 from simulation.client import RETRY, SimClient
@@ -28,6 +30,7 @@ from simulation.rows import Rows
 from simulation.trace import Trace
 from simulation.weather import Weather
 from simulation.worker import Mix, SimWorker
+
 from tickwheel.core import Queue, Scheduler, TickwheelError
 from tickwheel.core.settings import Settings
 from tickwheel.core.testing import VirtualClock
@@ -35,6 +38,7 @@ from tickwheel.storage import MemoryStore
 
 RECOVERY_SECONDS = 120.0
 _LOOK_SECONDS = 0.25
+_OPERATOR_SECONDS = 2.0
 _DAY_MS = 86_400_000
 
 
@@ -66,7 +70,7 @@ class World:
         self._clock, self._store_clock = VirtualClock(loop), VirtualClock(loop)
         self._store = store(shape.shards, clock=self._store_clock)
         self._weather = Weather(faults, random.Random(f"{seed}/weather"))
-        self._rows = Rows(self._store, self._clock, self.trace)
+        self._rows = Rows(self._store, self.trace)
         steady = faults.steady_clock
         self.ledger = Ledger(self._rows, self._clock, self.trace, steady_clock=steady)
         self._node = Node(
@@ -101,12 +105,16 @@ class World:
     async def run(self) -> None:
         """Live through all phases, or until an invariant is broken."""
         life = self._loop.spawn("", self._live())
-        await asyncio.wait([life, self.trace.violation], return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [life, self.trace.violation]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if life.done():
             life.result()
 
     def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        self.trace.violate("parts", f"{context.get('message')}: {context.get('exception')!r} {context.get('task')!r:.300}")
+        self.trace.violate(
+            "parts",
+            f"{context.get('message')}: {context.get('exception')!r} {context.get('task')!r:.300}",
+        )
 
     async def _live(self) -> None:
         shape = self._shape
@@ -143,7 +151,9 @@ class World:
                 jobs = self._rows.unfinished()
                 self.trace.violate("I4", f"{len(jobs)} jobs never end, the first is {jobs[0]}")
                 return
-            await self._watch(_LOOK_SECONDS)
+            await self._watch(_OPERATOR_SECONDS)
+            # A client's call that was on its way may have paused something again.
+            await self._let_all_run()
 
     def _plan(self) -> None:
         """Draw when each fault strikes."""
@@ -164,15 +174,15 @@ class World:
         for count, strike in strikes:
             for _ in range(count):
                 self._loop.at_a_quiet_moment(
-                    rng.uniform(1, faults.seconds), lambda strike=strike: self._strike(strike)
+                    rng.uniform(1, faults.seconds), partial(self._strike, strike)
                 )
 
     def _strike(self, strike: Callable[[], None]) -> None:
         if self._weather.stormy:
             strike()
 
-    def _beside(self, coroutine: object) -> None:
-        self._loop.spawn("", coroutine)  # type: ignore[arg-type]
+    def _beside(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._loop.spawn("", coroutine)
 
     def _crash_worker(self) -> None:
         worker = self._rng.choice(self._workers)
@@ -199,6 +209,7 @@ class World:
         step_ms = self._rng.randint(-self._faults.clock_step_ms_max, self._faults.clock_step_ms_max)
         self.trace.note(f"clock {step_ms}")
         self._clock.step(step_ms)
+        self._rows.clock_set_back |= step_ms < 0
         if self._rng.random() < self._faults.store_clock_share:
             self._store_clock.step(step_ms)
 
@@ -215,7 +226,9 @@ class World:
         self._node.calm()
         last_ms = max((job.run_at_ms for job in self._rows.unfinished()), default=0)
         for clock in (self._clock, self._store_clock):
-            clock.step(max(last_ms, self._clock.now_ms(), self._store_clock.now_ms()) - clock.now_ms())
+            clock.step(
+                max(last_ms, self._clock.now_ms(), self._store_clock.now_ms()) - clock.now_ms()
+            )
         for worker in self._workers:
             worker.crash()
             worker.mix = Mix(worker.mix.fail_share, 0.0, 200)

@@ -14,8 +14,14 @@ from tickwheel.core import JobSpec, OutcomeUnknown, Scheduler, Settings, Unavail
 from tickwheel.core.job import JobFilter, State
 from tickwheel.core.lease import Lease
 from tickwheel.core.ports import Metrics, Store
-from tickwheel.core.protocol import Outcome, PollAnswer, Report, ReportAnswer, ReportItem
-from tickwheel.core.protocol import RunningItem
+from tickwheel.core.protocol import (
+    Outcome,
+    PollAnswer,
+    Report,
+    ReportAnswer,
+    ReportItem,
+    RunningItem,
+)
 from tickwheel.core.testing import VirtualClock
 from tickwheel.storage import MemoryStore
 

@@ -98,8 +98,12 @@ def test_a_rate_spreads_the_new_jobs_over_time() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"limit": 0}, {"limit": 100_001}, {"limit": 1, "rate_per_second": 0.0}]
-    + [{"limit": 1, "rate_per_second": -1.0}],
+    [
+        {"limit": 0},
+        {"limit": 100_001},
+        {"limit": 1, "rate_per_second": 0.0},
+        {"limit": 1, "rate_per_second": -1.0},
+    ],
 )
 def test_a_redrive_out_of_range_is_refused(arguments: dict[str, float]) -> None:
     async def scenario(clock: VirtualClock) -> None:

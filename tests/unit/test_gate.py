@@ -136,7 +136,9 @@ def test_a_buffered_occurrence_that_is_cancelled_makes_room_for_the_next() -> No
             await until(lambda: "s" in gate._buffered, 11_000)
             await scheduler.jobs.cancel(gate._buffered["s"][0])
             await hand.report(running=(first,))
-            await asyncio.sleep(11)
+            await asyncio.sleep(6)
+            assert gate._buffered == {}
+            await asyncio.sleep(5)
             await hand.report(first)
             [second] = await hand.poll(5_000)
             assert second.run_at_ms == START_MS + 30 * SECOND

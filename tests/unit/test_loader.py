@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from unit.rig import (
@@ -89,7 +90,11 @@ def test_a_lane_whose_workers_are_behind_does_not_delay_a_better_priority() -> N
 def test_when_memory_is_full_the_loader_neither_spins_nor_starves_a_lane(jobs_each: int) -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
-        settings = {"lane_resident_max": 600, "load_page": 200, "resident_jobs_max": 1_500}
+        settings: dict[str, Any] = {
+            "lane_resident_max": 600,
+            "load_page": 200,
+            "resident_jobs_max": 1_500,
+        }
         async with scheduler_on(store, clock, **settings) as scheduler:
             start_ms = clock.now_ms()
             for lane in range(8):

@@ -11,12 +11,8 @@ from typing import Any
 import pytest
 from unit.rig import (
     SECOND,
-    books_balance,
-    faulty,
     scheduler_on,
-    state_of,
     store_of,
-    until,
 )
 
 from tickwheel.core import (
@@ -25,7 +21,6 @@ from tickwheel.core import (
     IdempotencyConflict,
     Job,
     JobOptions,
-    Queue,
     Retry,
     Scheduler,
     State,
@@ -157,130 +152,6 @@ def test_a_handler_that_takes_too_long_is_stopped() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("lease_ms", [1_000, 30_000])
-def test_a_long_handler_keeps_its_lease(lease_ms: int) -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with scheduler_on(store_of(clock), clock) as scheduler:
-            await scheduler.queues.put(Queue("default", lease_ms=lease_ms))
-
-            @scheduler.task("long")
-            async def long() -> None:
-                await asyncio.sleep(200)
-
-            await asyncio.sleep(0.5)
-            job = await ended(scheduler, "long")
-            assert (job.state, job.attempt, job.lost_leases) == (State.SUCCEEDED, 1, 0)
-            books_balance(scheduler)
-
-    run(scenario)
-
-
-def test_renewing_asks_the_store_nothing() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-
-            @scheduler.task("t")
-            async def handler() -> None:
-                await asyncio.sleep(0.2)
-
-            for _ in range(100):
-                await scheduler.submit("t")
-                await asyncio.sleep(0.3)
-            assert store.calls["get"] == 0
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("slots", [1, 100])
-def test_a_running_job_that_is_cancelled_is_stopped_and_not_retried(slots: int) -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with scheduler_on(store_of(clock), clock, local_slots=slots) as scheduler:
-            stopped: list[int] = []
-
-            @scheduler.task("t")
-            async def handler() -> None:
-                try:
-                    await asyncio.sleep(3_600)
-                finally:
-                    stopped.append(clock.monotonic_ms())
-
-            appended = await scheduler.submit("t")
-            await asyncio.sleep(1)
-            await scheduler.jobs.cancel(appended.id)
-            job = await scheduler.jobs.wait(appended.id, 60_000)
-            assert (job.state, stopped) == (State.CANCELLED, [1_000])
-
-    run(scenario)
-
-
-def test_a_cancel_that_comes_while_the_result_is_being_reported_comes_too_late() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-
-            @scheduler.task("t")
-            async def handler() -> int:
-                return 1
-
-            appended = await scheduler.submit("t", delay=1)
-            store.late["settle"] = asyncio.Event()
-            await until(lambda: store.calls["settle"])
-            local = scheduler._local
-            local._stop_jobs([appended.id])
-            store.late.pop("settle").set()
-            assert (await scheduler.jobs.wait(appended.id, 60_000)).state is State.SUCCEEDED
-            await until(lambda: not local._running)
-
-    run(scenario)
-
-
-def test_a_busy_queue_does_not_starve_and_gets_its_next_job_when_a_slot_is_free() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with scheduler_on(store_of(clock), clock, local_slots=1) as scheduler:
-            done: list[tuple[str, int]] = []
-
-            @scheduler.task("slow", queue="slow")
-            async def slow(n: int) -> None:
-                await asyncio.sleep(2)
-                done.append((f"slow {n}", clock.monotonic_ms()))
-
-            @scheduler.task("fast", queue="fast")
-            async def fast() -> None:
-                done.append(("fast", clock.monotonic_ms()))
-
-            for number in range(3):
-                await scheduler.submit("slow", {"n": number})
-            await asyncio.sleep(1)
-            await scheduler.submit("fast")
-            await asyncio.sleep(6)
-            assert [name for name, _ in done] == ["fast", "slow 0", "slow 1", "slow 2"]
-            assert done[0][1] < 1_100
-            assert done[3][1] < 6_200
-
-    run(scenario)
-
-
-def test_a_new_queue_is_polled_without_losing_what_was_on_its_way() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with scheduler_on(store_of(clock), clock) as scheduler:
-            ran: list[str] = []
-
-            @scheduler.task("t")
-            async def handler(ctx: Context) -> None:
-                ran.append(ctx.queue)
-
-            for number in range(30):
-                await scheduler.submit("t")
-                await scheduler.submit("t", queue=f"q{number}")
-            await asyncio.sleep(2)
-            assert len(ran) == 60
-            assert len(set(ran)) == 31
-            books_balance(scheduler)
-
-    run(scenario)
-
-
 def test_a_task_that_nobody_knows_fails_retryably() -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with scheduler_on(store_of(clock), clock) as scheduler:
@@ -329,69 +200,6 @@ def test_a_schedule_takes_the_tasks_defaults_and_its_queue_is_served() -> None:
     run(scenario)
 
 
-def test_stopping_lets_handlers_finish_and_gives_back_the_rest() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = store_of(clock)
-        scheduler = scheduler_on(store, clock, drain_ms=5_000)
-
-        @scheduler.task("t")
-        async def handler(seconds: float) -> None:
-            await asyncio.sleep(seconds)
-
-        @scheduler.task("stubborn")
-        async def stubborn() -> None:
-            while True:
-                try:
-                    await asyncio.sleep(3_600)
-                except asyncio.CancelledError:
-                    if scheduler._local._session is None:
-                        raise
-
-        await scheduler.start()
-        await scheduler.queues.put(Queue("default", lease_ms=1_000))
-        ids = [(await scheduler.submit("t", {"seconds": each})).id for each in (4, 60)]
-        ids.append((await scheduler.submit("stubborn")).id)
-        await asyncio.sleep(1)
-        [stubborn_task] = [
-            task for lease, task in scheduler._local._running.items() if lease.task == "stubborn"
-        ]
-        before_ms = clock.monotonic_ms()
-        await scheduler.stop()
-        assert clock.monotonic_ms() - before_ms <= 7_000
-        rows = [await store.get(job_id) for job_id in ids]
-        assert [(row.state, row.attempt, row.lost_leases) for row in rows if row] == [
-            (State.SUCCEEDED, 1, 0),
-            (State.SCHEDULED, 0, 0),
-            (State.SCHEDULED, 0, 0),
-        ]
-        stubborn_task.cancel()
-        await asyncio.wait([stubborn_task])
-
-    run(scenario)
-
-
-def test_results_are_reported_when_the_store_is_back() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-
-            @scheduler.task("t")
-            async def handler() -> None:
-                await asyncio.sleep(1)
-
-            ids = [(await scheduler.submit("t")).id for _ in range(5)]
-            await asyncio.sleep(0.5)
-            store.down = True
-            await asyncio.sleep(60)
-            store.down = False
-            await asyncio.sleep(5)
-            for job_id in ids:
-                job = await scheduler.jobs.get(job_id)
-                assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
-
-    run(scenario)
-
-
 def test_plain_functions_run_in_threads() -> None:
     async def scenario() -> None:
         async with Scheduler(MemoryStore()) as scheduler:
@@ -409,21 +217,6 @@ def test_plain_functions_run_in_threads() -> None:
             assert (await scheduler.jobs.wait(bad.id, 5_000)).state is State.DEAD
 
     asyncio.run(scenario())
-
-
-def test_a_handler_may_be_registered_at_any_time() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with scheduler_on(store_of(clock), clock) as scheduler:
-            appended = await scheduler.submit("late")
-            await asyncio.sleep(1)
-            scheduler.task("late")(_nothing)
-            await asyncio.sleep(1)
-            assert await state_of(scheduler, appended.id) is State.SUCCEEDED
-
-    run(scenario)
-
-
-async def _nothing() -> None: ...
 
 
 def test_what_a_submission_says_becomes_its_spec() -> None:

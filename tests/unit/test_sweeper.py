@@ -71,13 +71,14 @@ def test_doubtful_rows_are_not_forgotten_when_reading_them_fails() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
         async with scheduler_on(store, clock) as scheduler:
-            [job_id] = await submit(scheduler)
+            [job_id] = await submit(scheduler, delay_ms=60_000)
+            await until(lambda: scheduler._kernel.residents.total)
             scheduler._kernel.residents.evict(job_id)
             scheduler._kernel.rereads[job_id] = 0
-            store.down = True
+            store.lost = {"find"}
             await asyncio.sleep(3)
             assert job_id in scheduler._kernel.rereads
-            store.down = False
+            store.lost = set()
             await asyncio.sleep(2)
             assert scheduler._kernel.residents.total == 1
 

@@ -110,7 +110,7 @@ def test_a_catch_up_that_was_overtaken_is_tried_again() -> None:
             tries.append(args)
             return None if len(tries) == 1 else await tick(*args)
 
-        store.tick = overtaken  # type: ignore[method-assign]
+        store.tick = overtaken  # type: ignore[method-assign, assignment]
         dropped = await second._ticker.catch_up("s")
         assert len(dropped) == 3
         assert len(tries) == 2

@@ -42,14 +42,22 @@ async def test_a_sync_handler_runs_in_another_thread_with_the_callers_context(
 ) -> None:
     worker = Worker(fake.url)
     threads = []
+    trace: contextvars.ContextVar[str] = contextvars.ContextVar("trace")
+
+    @worker.around
+    async def traced(ctx: Context, call: Any) -> Any:
+        trace.set(ctx.job_id)
+        return await call()
 
     @worker.task
-    def where() -> None:
+    def where() -> str:
         threads.append(threading.current_thread().name)
+        return trace.get()
 
     async with worker:
-        item = await fake.reported("succeeded", fake.offer("where"))
-    assert "result" not in item
+        job_id = fake.offer("where")
+        item = await fake.reported("succeeded", job_id)
+    assert item["result"] == job_id
     assert threads[0].startswith("tickwheel-job")
 
 
@@ -332,6 +340,8 @@ async def test_a_handler_that_cancels_itself_harms_no_other(fake: FakeScheduler)
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
+        else:
+            await asyncio.sleep(0)
 
     ids = [fake.offer("selfish", {"number": number}) for number in range(10)]
     async with worker:

@@ -262,8 +262,8 @@ def test_a_report_has_a_bound() -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with scheduler_on(store_of(clock), clock) as scheduler:
             hand = await Hand(scheduler).join()
+            report = Report(running=[RunningItem("x", 1)] * 20_001)
             with pytest.raises(InvalidRequest) as caught:
-                report = Report(running=[RunningItem("x", 1)] * 20_001)
                 await scheduler.workers.report(hand.worker_id, report)
             assert caught.value.code == "report_too_large"
 
@@ -317,7 +317,7 @@ def test_a_report_on_a_job_whose_stale_view_is_being_claimed_ends() -> None:
             [lease] = await hand.poll()
             kernel = scheduler._kernel
             kernel.forget_lease(lease)
-            kernel.residents.claiming[lease.id] = lease.waiting(lease.run_at_ms)
+            kernel.residents.claiming[lease.id] = lease.waiting(lease.run_at_ms, 0)
             async with asyncio.timeout(5):
                 answer = await hand.report(lease)
             assert answer.results == [(lease.id, "ok")]

@@ -1,0 +1,110 @@
+"""Stores that each lack one guard. A simulation that doesn't notice proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tickwheel.core.job import Claim, Claimed, Ending, Job, NewJob, Settlement, State
+from tickwheel.core.ports import NewTick
+from tickwheel.core.queue import Queue
+from tickwheel.core.schedule import Schedule
+from tickwheel.storage import MemoryStore
+from tickwheel.storage.memory_tables import KeyRow, Tables
+
+
+class SettlesUnderAnyToken(MemoryStore):
+    def _settle(self, settlement: Settlement) -> bool:
+        token = self._tables.jobs[settlement.id].fencing_token
+        return super()._settle(settlement._replace(fencing_token=token))
+
+
+class SettlesTwice(MemoryStore):
+    def _settle(self, settlement: Settlement) -> bool:
+        job = self._tables.jobs[settlement.id]
+        if job.state is State.DEAD:
+            job.state = State.SUCCEEDED
+        return super()._settle(settlement)
+
+
+class SettlesOnlyInItsAnswer(MemoryStore):
+    def _settle(self, settlement: Settlement) -> bool:
+        if settlement.state is State.SUCCEEDED:
+            return True
+        return super()._settle(settlement)
+
+
+class BuriesWithoutALetter(MemoryStore):
+    def _settle(self, settlement: Settlement) -> bool:
+        settled = super()._settle(settlement)
+        self._tables.letters.pop(settlement.id, None)
+        return settled
+
+
+class ClaimsWhatHasMoved(MemoryStore):
+    def _seen_waiting(self, seen: Claim | Ending) -> Job | None:
+        job = self._tables.jobs.get(seen.id)
+        return job if job is not None and job.state is State.SCHEDULED else None
+
+
+class ClaimsUnderTheSameToken(MemoryStore):
+    def _claim(self, claim: Claim, owner: str, now_ms: int) -> Claimed | None:
+        claimed = super()._claim(claim, owner, now_ms)
+        if claimed is None:
+            return None
+        token = self._tables.jobs[claim.id].fencing_token = max(claim.fencing_token, 1)
+        return claimed._replace(fencing_token=token)
+
+
+class ClaimsOnlyInItsAnswer(MemoryStore):
+    def _claim(self, claim: Claim, owner: str, now_ms: int) -> Claimed | None:
+        before = self._tables.snapshot(claim.id)
+        claimed = super()._claim(claim, owner, now_ms)
+        if before is not None:
+            self._tables.jobs[claim.id] = before
+        return claimed
+
+
+class ForgetsKeys(MemoryStore):
+    def _key_in_use(self, name: tuple[str, str], now_ms: int) -> KeyRow | None:
+        return None
+
+
+class CancelsOnlyInItsAnswer(MemoryStore):
+    async def cancel(self, job_id: str, now_ms: int, reason: str) -> Job | None:
+        job = self._tables.snapshot(job_id)
+        if job is None or job.state is not State.SCHEDULED:
+            return await super().cancel(job_id, now_ms, reason)
+        job.state = State.CANCELLED
+        return job
+
+
+class PausesNothing(MemoryStore):
+    async def queues(self) -> list[Queue]:
+        return [Queue(row.name, row.max_depth, row.max_running) for row in await super().queues()]
+
+
+class TicksTwice(MemoryStore):
+    async def tick(
+        self,
+        schedule: Schedule,
+        cursor_ms: int,
+        ticks: Sequence[NewTick],
+        drop_fire_times_ms: Sequence[int],
+        missed: int,
+        now_ms: int,
+    ) -> list[NewTick] | None:
+        self._tables.ticks[schedule.id].clear()
+        cursor_ms = min(cursor_ms, now_ms)
+        return await super().tick(schedule, cursor_ms, ticks, drop_fire_times_ms, missed, now_ms)
+
+
+class _LosesRows(Tables):
+    def insert(self, new: NewJob) -> None:
+        if new.id[-1] != "7":
+            super().insert(new)
+
+
+class LosesRows(MemoryStore):
+    def __init__(self, *args: int, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self._tables = _LosesRows(len(self._tables.shards))

@@ -1,0 +1,115 @@
+"""Each guard that is taken away must show within a few seeds, under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from simulation import mutants
+from simulation.world import run_seed
+from tickwheel.core.dispatcher import Dispatcher
+from tickwheel.core.kernel import QueueBook
+from tickwheel.core.queue import Queue
+from tickwheel.core.residents import Residents
+from tickwheel.core.sessions import WorkerSession
+from tickwheel.core.settler import Settler
+from tickwheel.core.sweeper import Sweeper
+from tickwheel.core.workers import Workers, _Found
+from tickwheel.storage import MemoryStore
+
+_SEEDS_MAX = 60
+
+
+def caught(store: type[MemoryStore] = MemoryStore) -> str:
+    """Return the first invariant that breaks."""
+    for seed in range(_SEEDS_MAX):
+        violation = run_seed(seed, store=store).violation
+        if violation is not None:
+            return violation.partition(":")[0]
+    return "nothing"
+
+
+@pytest.mark.parametrize(
+    ("store", "invariants"),
+    [
+        (mutants.SettlesUnderAnyToken, "I6"),
+        (mutants.SettlesTwice, "I9"),
+        (mutants.SettlesOnlyInItsAnswer, "I6"),
+        (mutants.BuriesWithoutALetter, "I8"),
+        (mutants.ClaimsWhatHasMoved, "I3"),
+        (mutants.ClaimsUnderTheSameToken, "I5"),
+        (mutants.ClaimsOnlyInItsAnswer, "I7"),
+        (mutants.ForgetsKeys, "I2"),
+        (mutants.CancelsOnlyInItsAnswer, "I18"),
+        (mutants.PausesNothing, "pause"),
+        (mutants.TicksTwice, "I10"),
+        (mutants.LosesRows, "I1"),
+    ],
+)
+def test_a_store_without_a_guard_is_caught(store: type[MemoryStore], invariants: str) -> None:
+    assert caught(store) in invariants.split()
+
+
+def test_jobs_sent_before_their_time_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    next_batch = WorkerSession.next_batch
+    monkeypatch.setattr(Dispatcher, "_hold", Dispatcher._to_outbox)
+    monkeypatch.setattr(
+        WorkerSession, "next_batch", lambda self, now_ms, *most: next_batch(self, now_ms + 20, *most)
+    )
+    assert caught() == "I3"
+
+
+def test_a_stale_report_that_is_taken_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def find(self: Workers, _session: object, job_id: str, *_: object) -> _Found:
+        return _Found(self._kernel.leases.get(job_id), "stale")
+
+    monkeypatch.setattr(Workers, "_find", find)
+    assert caught() == "I6"
+
+
+def test_a_queue_limit_that_is_ignored_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    get: Callable[[QueueBook, str], Queue] = QueueBook.get
+    monkeypatch.setattr(
+        QueueBook, "get", lambda self, name: replace(get(self, name), max_running=None)
+    )
+    assert caught() == "I15"
+
+
+def test_running_rows_that_nobody_adopts_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sweeper, "_adopt", lambda *_: None)
+    assert caught() == "I4"
+
+
+def test_doubtful_rows_that_nobody_reads_again_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reread(_: Sweeper) -> None:
+        return
+
+    async def sweep(_: Sweeper, _name: str) -> None:
+        return
+
+    monkeypatch.setattr(Sweeper, "_reread", reread)
+    monkeypatch.setattr(Sweeper, "_sweep", sweep)
+    assert caught() == "I4"
+
+
+def test_a_lease_that_runs_out_early_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    reap = Settler.reap
+
+    def hasty(self: Settler, leases: list[object]) -> None:
+        reap(self, [lease for lease in self._kernel.leases.all() if lease.settling is None])
+
+    monkeypatch.setattr(Settler, "reap", hasty)
+    assert caught() == "duplicate"
+
+
+def test_jobs_that_are_counted_wrong_in_memory_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Residents.take
+
+    def forgetful(self: Residents, queue: str, count: int) -> list[object]:
+        jobs = take(self, queue, count)
+        self.total += len(jobs[:1])
+        return list(jobs)
+
+    monkeypatch.setattr(Residents, "take", forgetful)
+    assert caught() == "memory"
