@@ -59,6 +59,8 @@ class Rows:
         self.ends: dict[Key, str] = {}
         """How each attempt ended: `succeeded`, `failed`, `lost`, `released`, `cancelled`."""
         self._running: dict[str, dict[str, None]] = {}
+        self._settled: dict[str, int] = {}
+        """The tokens of the settlements that are being looked at."""
         self.clock_set_back = False
         self.claims: Counter[str] = Counter()
         """Committed claims per job."""
@@ -82,6 +84,8 @@ class Rows:
 
     def committed(self, name: str, arguments: list[Any]) -> None:
         """Look at what a call of the store has written."""
+        if name == "settle":
+            self._settled = {each.id: each.fencing_token for each in arguments[0]}
         for job_id in self._touched(name, arguments):
             job = self._tables.jobs.get(job_id)
             if job is None:
@@ -158,6 +162,8 @@ class Rows:
 
     def _ended(self, job: Job, was: View, now: View) -> bool:
         key = (job.id, was.token)
+        if self._settled.get(job.id) != was.token:
+            self._trace.violate("I6", f"{key} was ended by token {self._settled.get(job.id)}")
         if key in self.ends:
             self._trace.violate("I6", f"{key} ended as {self.ends[key]}, and again as {now}")
         self.ends[key] = _end(was, now)
