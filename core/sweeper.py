@@ -89,6 +89,8 @@ class Sweeper:
         now_ms = kernel.clock.now_ms()
         until_ms = min(now_ms, lane.cursor[0])
         after = self._swept.get(name, CURSOR_START)
+        if name in self._swept and until_ms < now_ms - kernel.settings.sweep_overlap_ms:
+            return  # the lane is behind: what is new in it lies above its cursor
         shards = sorted(kernel.residents.shards)
         for _ in range(_PAGES_MAX if shards else 0):
             started_ms = kernel.clock.monotonic_ms()

@@ -26,6 +26,8 @@ class Faults:
     store_slow_ms: int = 1_500
     store_fails_share: float = 0.0
     store_unknown_share: float = 0.0
+    store_repeat_share: float = 0.0
+    """How often a write arrives once more, much later: a driver's retry that lost its way."""
     store_outage_count: int = 0
 
     net_delay_ms: int = 3
@@ -107,6 +109,7 @@ def draw_faults(rng: random.Random) -> Faults:
         store_slow_ms=rng.choice((200, 1_500, 6_000)),
         store_fails_share=share(0.1),
         store_unknown_share=share(0.1),
+        store_repeat_share=share(0.2),
         store_outage_count=count(2),
         net_delay_ms=rng.choice((1, 3, 50)),
         net_slow_share=share(0.1),

@@ -1,8 +1,8 @@
 """One scheduler's connection to the store: slow, failing, and silent about commits.
 
 Each call is a round trip: half of it passes before the commit, half after. It fails before, so
-that nothing is written; or after, so that it is and the caller can't know. A read's answer is as
-old as the second half was long. The commit itself is atomic: no method of the memory store awaits.
+that nothing is written; or after, so that it is and the caller can't know; and a write may come
+twice. A read's answer is as old as the second half was long. The commit itself is atomic: no method of the memory store awaits.
 
 When the process is killed its connection is cut: what it had sent may be committed all the same,
 and nothing more comes from it.
@@ -46,6 +46,9 @@ _READS: Final = frozenset(
         "schedules",
     }
 )
+
+
+_REPEATABLE: Final = ("append", "claim", "end_waiting", "settle", "tick")
 
 
 class Link:
@@ -104,11 +107,26 @@ class Link:
         if unknown and weather.strikes(0.3):
             self._trace.note(f"store-unknown {name} lost")
             raise OutcomeUnknown("the connection broke")
-        answer = await method(*arguments)
-        if name not in _READS:
-            self._rows.committed(name, arguments)
+        answer = await self._commit(name, method, arguments)
+        if name in _REPEATABLE and weather.strikes(faults.store_repeat_share):
+            self._loop.spawn("", self._repeat(name, method, arguments))
         await asyncio.sleep(weather.store_seconds())
         if unknown:
             self._trace.note(f"store-unknown {name} committed")
             raise OutcomeUnknown("the connection broke")
         return answer
+
+    async def _commit(
+        self, name: str, method: Callable[..., Awaitable[Any]], arguments: list[Any]
+    ) -> Any:
+        answer = await method(*arguments)
+        if name not in _READS:
+            self._rows.committed(name, arguments)
+        return answer
+
+    async def _repeat(
+        self, name: str, method: Callable[..., Awaitable[Any]], arguments: list[Any]
+    ) -> None:
+        await asyncio.sleep(self._weather.late_seconds())
+        self._trace.note(f"store-repeat {name}")
+        await self._commit(name, method, arguments)

@@ -29,7 +29,7 @@ class Weather:
         return self._rng.uniform(0.1, faults.net_delay_ms) / 1000
 
     def late_seconds(self) -> float:
-        """Return how long a dead process's write is still on its way."""
+        """Return how long a write that nobody waits for is still on its way."""
         return self._rng.choice((0.0, self._rng.uniform(0, _LATE_SECONDS_MAX)))
 
     def store_seconds(self) -> float:

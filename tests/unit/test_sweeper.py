@@ -53,6 +53,25 @@ def test_a_job_that_nobody_told_of_is_found_a_second_after_its_time() -> None:
     run(scenario)
 
 
+def test_a_lane_whose_workers_are_behind_is_not_read_again_every_second() -> None:
+    class Sweeps(NoMetrics):
+        rows = 0
+
+        def batch(self, name: str, rows: int, milliseconds: float) -> None:
+            self.rows += rows if name == "sweep" else 0
+
+    async def scenario(clock: VirtualClock) -> None:
+        metrics = Sweeps()
+        async with scheduler_on(store_of(clock), clock, metrics, lane_resident_max=100) as behind:
+            await submit(behind, 500)
+            await asyncio.sleep(30)
+            read = metrics.rows
+            await asyncio.sleep(30)
+            assert metrics.rows == read
+
+    run(scenario)
+
+
 def test_thousands_of_doubtful_rows_are_read_again_in_one_pass() -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with scheduler_on(store_of(clock), clock) as scheduler:
