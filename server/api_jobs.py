@@ -11,6 +11,7 @@ from aiohttp import web
 
 from tickwheel.core.errors import InvalidRequest, NotFound
 from tickwheel.core.job import Appended, Cursor, Job, JobFilter, JobSpec, State
+from tickwheel.core.queue import Queue
 
 from . import wire
 from .auth import Principal
@@ -36,24 +37,25 @@ async def submit(context: Context, request: web.Request, who: Principal) -> web.
     if who.queues is not None:
         for spec in specs:
             who.check_queue(spec.queue)
-    now_ms = context.scheduler.clock.now_ms()
-    appended = await _append(context, specs, single)
     if not single:
-        return reply(batch_answer(appended), 201)
-    (first,) = appended
+        return reply(batch_answer(await context.scheduler.jobs.submit(specs)), 201)
+    # Read first: once the job is written, nothing that fails may say that it isn't.
+    queue = await context.queue_defaults.get(specs[0].queue)
+    now_ms = context.scheduler.clock.now_ms()
+    first = await _append(context, specs)
     if first.deduplicated:
         return reply(await _first_of_key(context, first))
     location = {"Location": f"/v1/jobs/{first.id}"}
-    return reply(await _accepted(context, specs[0], first, now_ms), 201, location)
+    return reply(_accepted(queue, specs[0], first, now_ms), 201, location)
 
 
-async def _append(context: Context, specs: Sequence[JobSpec], single: bool) -> Sequence[Appended]:
+async def _append(context: Context, specs: Sequence[JobSpec]) -> Appended:
     try:
-        return await context.scheduler.jobs.submit(specs)
+        (first,) = await context.scheduler.jobs.submit(specs)
     except InvalidRequest as error:
-        if single:
-            error.pointer = error.pointer.removeprefix("/jobs/0")
+        error.pointer = error.pointer.removeprefix("/jobs/0")
         raise
+    return first
 
 
 async def _first_of_key(context: Context, first: Appended) -> dict[str, Any]:
@@ -65,11 +67,8 @@ async def _first_of_key(context: Context, first: Appended) -> dict[str, Any]:
     return {**known, "deduplicated": True}
 
 
-async def _accepted(
-    context: Context, spec: JobSpec, appended: Appended, now_ms: int
-) -> dict[str, Any]:
+def _accepted(queue: Queue, spec: JobSpec, appended: Appended, now_ms: int) -> dict[str, Any]:
     """Return the resource of a job just written, without reading it back."""
-    queue = await context.queue_defaults.get(spec.queue)
     run_at_ms = appended.run_at_ms
     created_at_ms = run_at_ms if spec.run_at_ms != run_at_ms else now_ms
     if spec.delay_ms is not None:

@@ -7,13 +7,11 @@ is always in the log, at the price that what was tried and refused is there too.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
 import orjson
 from aiohttp import web
 
-from tickwheel.core.ports import KeyStore
 from tickwheel.core.scheduler import Scheduler
 
 from .auth import EVERYONE, Auth, Principal
@@ -31,45 +29,29 @@ SHUTDOWN_SECONDS_MAX = 5.0
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True, slots=True)
-class AppOptions:
-    """How the application faces its callers.
-
-    `loopback_only`: while there are no keys, answer only what was addressed to loopback.
-    `cursor_secret`: shared by processes that shall open each other's cursors; random if None.
-    """
-
-    loopback_only: bool = True
-    cursor_secret: bytes | None = None
-
-
 def build_app(
     scheduler: Scheduler,
     *,
-    keys: KeyStore | None = None,
     metrics: ServerMetrics | None = None,
-    options: AppOptions | None = None,
-    routes: Sequence[Route] = ROUTES,
+    loopback_only: bool = True,
 ) -> web.Application:
     """Return the application over a scheduler, whose life is the caller's.
 
-    `keys` is where API keys are looked up (None: in the scheduler's store). `metrics` is shown at
-    `/metrics` and should be what the scheduler counts with. Run it by `make_runner`: with it the
-    poll of a worker that is gone ends at once.
+    `metrics` is shown at `/metrics` and should be what the scheduler counts with. `loopback_only`:
+    while the store holds no keys, answer only what was addressed to loopback. Run it by
+    `make_runner`: with it the poll of a worker that is gone ends at once.
     """
-    options = options or AppOptions()
     metrics = metrics or ServerMetrics()
-    auth = Auth(keys or scheduler.store, scheduler.clock, loopback_only=options.loopback_only)
     context = Context(
         scheduler=scheduler,
-        auth=auth,
+        auth=Auth(scheduler.store, scheduler.clock, loopback_only=loopback_only),
         metrics=metrics,
-        cursors=Cursors(options.cursor_secret),
-        openapi=orjson.dumps(describe(routes)),
+        cursors=Cursors(),
+        openapi=orjson.dumps(describe(ROUTES)),
         queue_defaults=QueueDefaults(scheduler),
     )
     app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_edge(metrics)])
-    for route in routes:
+    for route in ROUTES:
         app.router.add_route(route.method, route.path, _endpoint(context, route))
     return app
 

@@ -22,10 +22,10 @@ CURSOR_CHARS_MAX = 1024
 
 
 class Cursors:
-    """Seals and opens cursors under one secret, random per process unless given."""
+    """Seals and opens cursors under one secret, random per application."""
 
-    def __init__(self, secret: bytes | None = None) -> None:
-        self._secret = secret if secret is not None else secrets.token_bytes(32)
+    def __init__(self) -> None:
+        self._secret = secrets.token_bytes(32)
 
     def seal(self, place: Any, purpose: str) -> str:
         """Return the cursor of a place (plain JSON) for one purpose."""

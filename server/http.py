@@ -43,16 +43,18 @@ class QueueDefaults:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._reading = asyncio.Lock()
         self._queues: dict[str, Queue] = {}
         self._until_ms = -1
 
     async def get(self, name: str) -> Queue:
         """Return the queue; one that nobody has configured has the defaults."""
-        now_ms = self._scheduler.clock.monotonic_ms()
-        if now_ms >= self._until_ms:
-            queues = await self._scheduler.queues.list()
-            self._queues = {queue.name: queue for queue in queues}
-            self._until_ms = now_ms + QUEUE_DEFAULTS_MS
+        async with self._reading:
+            now_ms = self._scheduler.clock.monotonic_ms()
+            if now_ms >= self._until_ms:
+                queues = await self._scheduler.queues.list()
+                self._queues = {queue.name: queue for queue in queues}
+                self._until_ms = now_ms + QUEUE_DEFAULTS_MS
         return self._queues.get(name) or Queue(name)
 
     def forget(self) -> None:
@@ -84,10 +86,8 @@ class Handler(Protocol):
 
 async def read_body(request: web.Request, *, required: bool = True) -> bytes:
     """Return the body; `b"{}"` if there is none and none is required."""
-    if not request.can_read_body:
-        if required:
-            _check_media(request)
-        return b"" if required else b"{}"
+    if not (required or request.can_read_body):
+        return b"{}"
     _check_media(request)
     if (request.content_length or 0) > BODY_BYTES_MAX:
         raise TooLarge(f"a body is at most {BODY_BYTES_MAX} bytes")
@@ -163,9 +163,8 @@ class Query:
         value = self._given.get(name)
         if value is None:
             return default
-        if not (len(value) <= 10 and value.isascii() and value.isdigit()):
-            raise InvalidParameter(f"{name} is a number from {low} to {high}")
-        if not low <= int(value) <= high:
+        digits = len(value) <= 10 and value.isascii() and value.isdigit()
+        if not (digits and low <= int(value) <= high):
             raise InvalidParameter(f"{name} is a number from {low} to {high}")
         return int(value)
 

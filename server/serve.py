@@ -26,7 +26,7 @@ from tickwheel.core.ports import Store
 from tickwheel.core.scheduler import Scheduler
 from tickwheel.core.settings import Settings
 
-from .app import AppOptions, build_app, make_runner
+from .app import build_app, make_runner
 from .auth import is_loopback
 from .metrics import ServerMetrics
 
@@ -103,7 +103,7 @@ async def _start(
     metrics = ServerMetrics()
     scheduler = Scheduler(store, settings=options.settings, metrics=metrics)
     loopback = is_loopback(options.host)
-    app = build_app(scheduler, metrics=metrics, options=AppOptions(loopback_only=loopback))
+    app = build_app(scheduler, metrics=metrics, loopback_only=loopback)
     runner = make_runner(app)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

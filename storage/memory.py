@@ -14,6 +14,7 @@ from typing import Final
 from tickwheel.core.clock import Clock, SystemClock
 from tickwheel.core.ids import SHARDS_MAX
 from tickwheel.core.job import CURSOR_START
+from tickwheel.core.schedule import DAY_MS
 
 from .memory_jobs import MemoryJobs
 from .memory_queues import MemoryQueues
@@ -21,7 +22,6 @@ from .memory_schedules import MemorySchedules
 from .memory_shards import MemoryShards
 from .memory_tables import Tables
 
-DAY_MS: Final = 86_400_000
 AUDIT_MAX: Final = 10_000
 _SYSTEM_CLOCK: Final = SystemClock()
 
@@ -89,13 +89,15 @@ class MemoryStore(MemoryJobs, MemoryQueues, MemorySchedules, MemoryShards):
         return len(past)
 
     def _forget_ticks(self, before_ms: int) -> int:
+        """Delete old ticks whose jobs have ended or are gone."""
         jobs = self._tables.jobs
         forgotten = 0
         for ticks in self._tables.ticks.values():
             past = [
                 fire_ms
                 for fire_ms, job_id in ticks.items()
-                if fire_ms < before_ms and job_id not in jobs
+                if fire_ms < before_ms
+                and (job_id not in jobs or jobs[job_id].finished_at_ms is not None)
             ]
             for fire_ms in past:
                 del ticks[fire_ms]

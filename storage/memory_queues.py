@@ -48,15 +48,15 @@ class MemoryQueues:
     async def purge(self, queue: str, now_ms: int, limit: int) -> list[str]:
         """Cancel up to `limit` of the queue's waiting jobs, reason `purged`; return their ids."""
         jobs = self._tables.jobs
-        waiting = [
+        waiting = (
             job
             for priority in range(10)
             for _, job_id in self._tables.lane(lane_name(queue, priority)).ascending(
                 CURSOR_START, TIME_MS_MAX
             )
             if (job := jobs[job_id]).state is State.SCHEDULED
-        ]
-        purged = waiting[:limit]
+        )
+        purged = list(islice(waiting, limit))
         for job in purged:
             self._tables.finish(job, State.CANCELLED, now_ms, "purged")
         return [job.id for job in purged]

@@ -21,15 +21,15 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
+from tickwheel.core.schedule import DAY_MS
+
 from .link import Link
 from .pool import Pool
 from .statements import Statements
 
 T = TypeVar("T")
 
-HOUR_MS: Final = 3_600_000
-DAY_MS: Final = 24 * HOUR_MS
-GRACE_MS: Final = HOUR_MS
+GRACE_MS: Final = 3_600_000
 END_MS: Final = 253_402_300_799_999
 """The last instant of the year 9999."""
 WIDTH_MS_MIN: Final = 60_000
@@ -152,11 +152,8 @@ class Partitions:
 
     async def attach(self, link: Link, partition: Partition) -> None:
         """Attach a table that has the form of `jobs`."""
-        schema = self._sql.schema
-        await link.script(
-            f"ALTER TABLE {schema}.jobs ATTACH PARTITION {schema}.{partition.name}"
-            f" {partition.bounds}"
-        )
+        attach = self._sql("partition_attach", partition.name)
+        await link.script(f"{attach} {partition.bounds}")
 
     def _fitting(self, time_ms: int) -> Partition:
         starts_ms = time_ms - time_ms % self._width_ms

@@ -42,14 +42,14 @@ class PgAppend(PgBase):
     async def append(self, submissions: Sequence[Submission], now_ms: int) -> list[Answer]:
         """Insert each submission's jobs, all of one or none of it."""
         answers: dict[int, Answer] = {}
-        together = [
-            place
-            for place, submission in enumerate(submissions)
-            if not (submission.keys and len(submission.jobs) > 1)
-        ]
-        alone = sorted(set(range(len(submissions))).difference(together))
-        groups = ([together] if together else []) + [[place] for place in alone]
-        for group in groups:
+        together: list[int] = []
+        alone: list[list[int]] = []
+        for place, submission in enumerate(submissions):
+            if submission.keys and len(submission.jobs) > 1:
+                alone.append([place])
+            else:
+                together.append(place)
+        for group in [together, *alone] if together else alone:
             try:
                 part = await self._append([submissions[place] for place in group], now_ms)
             except Unavailable as error:
@@ -61,7 +61,7 @@ class PgAppend(PgBase):
 
     async def _append(self, batch: Sequence[Submission], now_ms: int) -> list[Answer]:
         jobs = [job for submission in batch for job in submission.jobs]
-        keyed = any(submission.keys for submission in batch) and any(True for _ in _pairs(batch))
+        keyed = any(key is not None for submission in batch for key in submission.keys)
 
         async def work(link: Link) -> list[Answer]:
             try:

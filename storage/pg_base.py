@@ -38,6 +38,8 @@ NEW_JOB_COLUMNS: Final = (
 """The columns of the COPY, in the order of the fields of `NewJob`."""
 JOB_WIDTH: Final = len(fields(Job))
 """How many columns `{job_columns}` has; what a statement adds comes after them."""
+ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
+ID_MAX: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 _scheduled_at: Final[Callable[[NewJob], int]] = attrgetter("scheduled_at_ms")
 _STATES: Final = {state.value: state for state in State}
@@ -110,14 +112,14 @@ class PgBase:
 
     async def _reopen_if_late(self, link: Link, scheduled_at_ms: int, now_ms: int) -> None:
         """Say that a row goes into a partition whose time is over; in its transaction."""
-        if self._late(scheduled_at_ms, now_ms):
-            known = self._partitions.find(scheduled_at_ms)
-            assert known is not None
-            await link.fetch(self._sql("partition_reopen"), known.name)
+        late = self._late(scheduled_at_ms, now_ms)
+        if late is not None:
+            await link.fetch(self._sql("partition_reopen"), late)
 
-    def _late(self, scheduled_at_ms: int, now_ms: int) -> bool:
+    def _late(self, scheduled_at_ms: int, now_ms: int) -> str | None:
+        """Return the name of the partition for that time if its own is over."""
         known = self._partitions.find(scheduled_at_ms)
-        return known is not None and known.ends_ms + GRACE_MS <= now_ms
+        return known.name if known is not None and known.ends_ms + GRACE_MS <= now_ms else None
 
     async def _group(
         self, link: Link, items: Sequence[T], key: Callable[[T], int]

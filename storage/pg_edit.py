@@ -8,7 +8,7 @@ may change; a claim that was waiting for the row then finds it gone, and looks i
 from __future__ import annotations
 
 from tickwheel.core.ids import scheduled_at_of
-from tickwheel.core.job import Job
+from tickwheel.core.job import Job, State
 
 from .link import Link
 from .pg_base import job_of
@@ -60,7 +60,9 @@ class PgEdit(PgPath, PgLoad):
                 if rows:
                     return job_of(rows[0])
             (job,) = await self._find(link, [(job_id, scheduled_at_of(job_id))])
-            if job is None or job.scheduled_at_ms == scheduled_at_ms:
+            # A waiting one has only just come back (a retry, a release): it is to be changed too.
+            here = job is not None and job.scheduled_at_ms == scheduled_at_ms
+            if job is None or (here and job.state is not State.SCHEDULED):
                 break
             scheduled_at_ms = job.scheduled_at_ms
         return job

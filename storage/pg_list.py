@@ -16,11 +16,10 @@ from tickwheel.core.job import Cursor, Job, JobFilter
 
 from .link import Link
 from .partitions import END_MS
-from .pg_base import PgBase, filter_values, job_of
+from .pg_base import ID_MIN, PgBase, filter_values, job_of
 
 EXAMINED_MAX: Final = 10_000
 LIST_SECONDS_MAX: Final = 1.0
-_ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
 
 
 class PgList(PgBase):
@@ -30,7 +29,7 @@ class PgList(PgBase):
         self, where: JobFilter, after: Cursor | None, limit: int
     ) -> tuple[list[Job], Cursor | None]:
         """Return a page of jobs, newest scheduled_at first, and where to go on."""
-        start = after or (END_MS, _ID_MIN)
+        start = after or (END_MS, ID_MIN)
 
         async def work(link: Link) -> tuple[list[Job], Cursor | None]:
             page = _Page(where, start, limit)
@@ -42,7 +41,7 @@ class PgList(PgBase):
                     for partition in await self._partitions.newest_first(link, start[0]):
                         full = await self._list(link, partition.name, page)
                         if not full:
-                            page.place = min(page.place, (partition.starts_ms, _ID_MIN))
+                            page.place = min(page.place, (partition.starts_ms, ID_MIN))
                         if full or (page.place < start and clock() > deadline):
                             return page.found, page.place
             except asyncpg.QueryCanceledError as error:

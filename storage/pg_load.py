@@ -150,30 +150,5 @@ class PgLoad(PgBase):
 
 
 def _running(lane: str, row: Row) -> Running:
-    (
-        run_at,
-        id_,
-        _,
-        _,
-        scheduled_at,
-        schedule_id,
-        expires_at,
-        token,
-        worker_id,
-        owner,
-        started_at,
-        *rest,
-    ) = row
-    return Running(
-        str(id_),
-        scheduled_at,
-        run_at,
-        lane,
-        schedule_id,
-        expires_at or 0,
-        token,
-        worker_id,
-        owner,
-        started_at,
-        *rest,
-    )
+    run_at, id_, _, _, scheduled_at, schedule_id, expires_at, *rest = row
+    return Running(str(id_), scheduled_at, run_at, lane, schedule_id, expires_at or 0, *rest)

@@ -35,7 +35,7 @@ class PgPath(PgBase):
             answers: list[Claimed | None] = [None] * len(claims)
 
             async def one(name: str, group: list[tuple[int, Claim]]) -> None:
-                rows = _ordered([(c[1], c[0], c[2], c[3], c[4], place) for place, c in group])
+                rows = _ordered([(c[1], c[0], *c[2:], place) for place, c in group])
                 times, ids, run_ats, tokens, workers, places = _columns(rows)
                 usual = run_ats == times
                 asked = (times, ids, None if usual else run_ats, _or_null(tokens), workers)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from tickwheel.core.job import Cursor, DeadLetter, JobFilter, JobOptions, NewJob
 from tickwheel.core.queue import Queue
 
 from .link import Link, Row
 from .partitions import END_MS
-from .pg_base import JOB_WIDTH, PgBase, filter_values, job_of
-
-_ID_MAX: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+from .pg_base import ID_MAX, JOB_WIDTH, PgBase, filter_values, job_of
 
 
 class PgQueues(PgBase):
@@ -34,7 +31,7 @@ class PgQueues(PgBase):
         self, where: JobFilter, after: Cursor | None, limit: int
     ) -> tuple[list[DeadLetter], Cursor | None]:
         """Return a page, latest first, and where to go on; the cursor is (died_at_ms, id)."""
-        start = after or (END_MS, _ID_MAX)
+        start = after or (END_MS, ID_MAX)
         rows = await self._read("dead_letters", *start, *filter_values(where), limit + 1)
         letters = [_letter(row) for row in rows[:limit]]
         if len(rows) <= limit or not letters:

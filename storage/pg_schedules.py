@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import asyncpg
 
 from tickwheel.core.ports import NewTick
-from tickwheel.core.schedule import Schedule, ScheduleSpec
+from tickwheel.core.schedule import DAY_MS, Schedule, ScheduleSpec
 
 from .link import Link
-from .partitions import DAY_MS
 from .pg_base import PgBase
 from .pg_spec import encode_spec, same_definition, schedule_of
 

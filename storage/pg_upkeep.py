@@ -19,13 +19,13 @@ from tickwheel.core.ids import scheduled_at_of
 
 from .link import Link
 from .partitions import GRACE_MS, Partition
+from .pg_base import ID_MIN
 from .pg_load import PgLoad
 from .pool import Pool
 
 PAGE: Final = 1_000
 PAGES_MAX: Final = 100
 AUDIT_MAX: Final = 100_000
-_ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
 _DROP_ATTEMPTS_MAX: Final = 2
 
 
@@ -42,17 +42,18 @@ class PgUpkeep(PgLoad):
         self._seen_ms = max(self._seen_ms, now_ms)
         counts = {"partitions_made": await self._partitions.ensure_ahead(now_ms)}
         counts |= await self._retire(now_ms)
-        died_by_ms = now_ms - self._dead_retention_ms
-        counts["dead_letters"] = await self._delete_paged("expire_letters", died_by_ms)
-        counts["keys"] = await self._delete_paged("expire_keys", now_ms)
+        counts["dead_letters"] = await self._delete_paged(
+            self._sql("expire_letters"), now_ms - self._dead_retention_ms
+        )
+        counts["keys"] = await self._delete_paged(self._sql("expire_keys"), now_ms)
         counts["ticks"] = await self._forget_ticks(now_ms - self._tick_retention_ms)
-        await self._delete_paged("expire_moves", now_ms - self._retention_ms)
-        await self._delete_paged("expire_audit", AUDIT_MAX)
+        await self._delete_paged(self._sql("expire_moves"), now_ms - self._retention_ms)
+        await self._delete_paged(self._sql("expire_audit"), AUDIT_MAX)
         return counts
 
     async def _retire(self, now_ms: int) -> dict[str, int]:
         """Note drained partitions and drop those past their retention."""
-        await self._ddl_pool.run(self._forget_missing)
+        await self._fetch("partitions_missing")
         ended = await self._read("partitions_ended", now_ms - GRACE_MS)
         dropped = jobs = 0
         for name, starts_ms, ends_ms, drained_at_ms in ended:
@@ -63,7 +64,8 @@ class PgUpkeep(PgLoad):
             if drained and ends_ms <= now_ms - self._retention_ms:
                 dropped += await self._drop(one)
             elif not drained and ends_ms <= now_ms - 2 * self._retention_ms:
-                jobs += await self._delete_finished(name, now_ms - self._retention_ms)
+                sql = self._sql("partition_delete_finished", name)
+                jobs += await self._delete_paged(sql, now_ms - self._retention_ms)
         await self._pool.read(self._partitions.refresh)
         return {"partitions_dropped": dropped, "jobs": jobs}
 
@@ -109,23 +111,11 @@ class PgUpkeep(PgLoad):
         for (name,) in await link.fetch(self._sql("partition_detach_pending")):
             await link.script(self._sql("partition_finalize", name))
 
-    async def _forget_missing(self, link: Link) -> None:
-        await link.fetch(self._sql("partitions_missing"))
-
-    async def _delete_finished(self, name: str, finished_by_ms: int) -> int:
-        deleted = 0
-        sql = self._sql("partition_delete_finished", name)
-        for _ in range(PAGES_MAX):
-            count = len(await self._pool.run(lambda link: link.fetch(sql, finished_by_ms, PAGE)))
-            deleted += count
-            if count < PAGE:
-                break
-        return deleted
-
-    async def _delete_paged(self, statement: str, bound: int) -> int:
+    async def _delete_paged(self, sql: str, bound: int) -> int:
+        """Run `sql` page by page, which deletes what is past `bound`; return how many rows."""
         deleted = 0
         for _ in range(PAGES_MAX):
-            count = len(await self._fetch(statement, bound, PAGE))
+            count = len(await self._pool.run(lambda link: link.fetch(sql, bound, PAGE)))
             deleted += count
             if count < PAGE:
                 break
@@ -134,7 +124,7 @@ class PgUpkeep(PgLoad):
     async def _forget_ticks(self, before_ms: int) -> int:
         """Delete old ticks whose jobs have ended or are gone."""
         forgotten = 0
-        place: tuple[int, str] = (0, _ID_MIN)
+        place: tuple[int, str] = (0, ID_MIN)
         for _ in range(PAGES_MAX):
             rows = await self._read("ticks_old", *place, before_ms, PAGE)
             ids = [str(row[1]) for row in rows]

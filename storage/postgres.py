@@ -26,10 +26,11 @@ import asyncpg
 
 from tickwheel.core.errors import Unavailable
 from tickwheel.core.ids import SHARDS_MAX
+from tickwheel.core.schedule import DAY_MS
 
 from .link import Link
 from .migrate import migrate
-from .partitions import DAY_MS, Partitions
+from .partitions import Partitions
 from .pg_append import PgAppend
 from .pg_edit import PgEdit
 from .pg_list import PgList

@@ -22,6 +22,9 @@ SET LOCAL lock_timeout = DEFAULT;
 -- name: partition_create
 CREATE TABLE {partition} (LIKE {schema}.jobs INCLUDING ALL) WITH (fillfactor = 50);
 
+-- name: partition_attach
+ALTER TABLE {schema}.jobs ATTACH PARTITION {partition}
+
 -- name: partition_note
 INSERT INTO {schema}.partitions (starts_at, ends_at, name) VALUES ($1, $2, $3);
 

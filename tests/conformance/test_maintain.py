@@ -109,6 +109,15 @@ async def test_old_ticks_are_dropped_but_those_of_unfinished_jobs_kept(store: St
     assert written == again[:1]
 
 
+async def test_an_old_tick_is_dropped_however_lately_its_job_has_ended(store: Store) -> None:
+    first = tick_at(NOW + 1)
+    schedule = await tick(store, await put(store), [first])
+    await store.cancel(first.job.id, LATER - HOUR, "cancelled")
+    await store.maintain(LATER)
+    again = first._replace(job=new_job(LATER, schedule_id="nightly"))
+    assert await store.tick(schedule, NOW + DAY, [again], [], 0, LATER) == [again]
+
+
 async def test_check_tells_the_wall_time(store: Store) -> None:
     before = time.time_ns() // 1_000_000
     told = await store.check()

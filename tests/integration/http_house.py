@@ -15,7 +15,7 @@ from aiohttp import web
 from tickwheel.core.ports import ApiKey, Store
 from tickwheel.core.scheduler import Scheduler
 from tickwheel.core.settings import Settings
-from tickwheel.server.app import AppOptions, build_app, make_runner
+from tickwheel.server.app import build_app, make_runner
 from tickwheel.server.auth import new_key
 from tickwheel.server.metrics import ServerMetrics
 from tickwheel.server.problems import CONTENT_TYPE
@@ -127,13 +127,14 @@ class House:
 async def house(
     store: Store | None = None,
     settings: Settings | None = None,
-    options: AppOptions | None = None,
+    loopback_only: bool = True,
 ) -> AsyncIterator[House]:
     """Run a server, open to all until a key is stored."""
     store = store or MemoryStore()
     metrics = ServerMetrics()
     async with Scheduler(store, settings=settings, metrics=metrics) as scheduler:
-        runner = make_runner(build_app(scheduler, metrics=metrics, options=options))
+        app = build_app(scheduler, metrics=metrics, loopback_only=loopback_only)
+        runner = make_runner(app)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -44,6 +44,12 @@ STOP_SECONDS_MAX = 60.0
 
 PRELUDE = """
 set -euo pipefail
+finish() {
+  status=$?
+  if [ -n "${worker:-}" ]; then kill -TERM $worker; wait $worker || status=$?; fi
+  exit $status
+}
+trap finish EXIT
 curl() { command curl --fail-with-body --silent --show-error --max-time 60 "$@" && echo; }
 pip() { :; }
 tickwheel() {
@@ -53,9 +59,6 @@ tickwheel() {
     *) "$PYTHON" -m tickwheel.client.cli "$@" ;;
   esac
 }
-"""
-FINALE = """
-if [ -n "${worker:-}" ]; then kill -TERM $worker; wait $worker; fi
 """
 JQ = """#!{python}
 import functools, json, re, sys
@@ -164,7 +167,7 @@ def script(page: Path, folder: Path, port: int) -> str:
             (folder / f"{name}.py").write_text(text)
             run = f"-c 'import {name}'" if named else f"run_block.py {name}.py"
             steps.append(f'"$PYTHON" -W error {run}\n')
-    return "".join([*steps, FINALE])
+    return "".join(steps)
 
 
 def run_page(page: Path, folder: Path, dsn: str) -> list[Any]:
@@ -184,12 +187,11 @@ def run_page(page: Path, folder: Path, dsn: str) -> list[Any]:
     }
     with server(dsn, schema) as port:
         done = subprocess.run(
-            ["bash", "-c", script(page, folder, port)],
+            ["timeout", f"{SECONDS_MAX:g}", "bash", "-c", script(page, folder, port)],
             cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
-            timeout=SECONDS_MAX,
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr

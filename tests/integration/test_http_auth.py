@@ -10,7 +10,6 @@ from integration.http_house import House, house
 from tickwheel.core.clock import SystemClock
 from tickwheel.core.errors import NotFound
 from tickwheel.core.ports import ApiKey
-from tickwheel.server.app import AppOptions
 from tickwheel.server.auth import CACHE_MS, SCOPES, Auth, Principal, new_key, token_digest
 from tickwheel.server.problems import Unauthorized
 from tickwheel.server.routes import ROUTES, Route
@@ -274,7 +273,7 @@ async def test_without_keys_no_other_site_and_no_other_host_is_served() -> None:
             {"Sec-Fetch-Site": "same-origin"},
         ):
             assert (await h.call("GET", "/v1/queues", headers=headers)).status == 200
-    async with house(options=AppOptions(loopback_only=False)) as h:
+    async with house(loopback_only=False) as h:
         reply = await h.call("GET", "/v1/queues", headers={"Host": "jobs.example"})
         assert reply.status == 200
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -26,7 +26,7 @@ from conformance.rows import (
     start,
 )
 
-from tickwheel.core.job import CURSOR_START, State, Submission
+from tickwheel.core.job import CURSOR_START, Job, State, Submission
 from tickwheel.storage import PostgresStore
 from tickwheel.storage.link import Link
 from tickwheel.storage.partitions import partition_name
@@ -248,6 +248,24 @@ async def test_a_moved_job_is_found_wherever_it_went(
         assert [row[0] for row in await load(store)] == [job.id]
     rows = await query(postgres_dsn, f"SELECT count(*) FROM {schema}.jobs")
     assert rows[0][0] == 1
+
+
+async def test_a_job_that_waits_again_when_it_is_looked_at_is_rescheduled_after_all(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start(store, new_job())
+    find = store._find
+
+    async def find_released(link: Link, refs: Sequence[tuple[str, int]]) -> list[Job | None]:
+        monkeypatch.undo()
+        await settle(store, running, State.SCHEDULED)
+        return await find(link, refs)
+
+    monkeypatch.setattr(store, "_find", find_released)
+    moved = await store.reschedule(running.id, NOW + 3 * DAY, NOW)
+    assert moved is not None
+    assert moved.run_at_ms == NOW + 3 * DAY
+    assert await row_of(store, running.id) == moved
 
 
 async def test_a_store_just_opened_knows_the_jobs_that_another_has_started(

@@ -191,7 +191,7 @@ class Ledger:
             lost_ms = self._rows.lost_at_ms.get(key)
             if row is not None and lost_ms is not None and self._steady_clock:
                 # A renewal that comes while the loss is being written is too late.
-                held_ms = lost_ms - max(ms for ms in self._renewed_ms[key] if ms <= lost_ms)
+                held_ms = lost_ms - max(ms for ms in self._renewed_ms[key] if ms < lost_ms)
                 if held_ms < lease_ms[row.queue]:
                     self._trace.violate("duplicate", f"{key} was lost after only {held_ms} ms")
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from simulation.trace import Trace
 
+from tickwheel.core.clock import Clock
 from tickwheel.core.job import Job, State
 from tickwheel.storage import MemoryStore
 
@@ -21,6 +22,8 @@ Key = tuple[str, int]
 """(job id, fencing token): one attempt."""
 
 _RELEASES_FREE: Final = 10
+_AHEAD_MS: Final = 40
+"""How far ahead of its time a job may be claimed, at most."""
 _ENDED: Final = (State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED)
 
 
@@ -50,8 +53,9 @@ class Start(NamedTuple):
 class Rows:
     """Watches one store's rows through all boots of the scheduler."""
 
-    def __init__(self, store: MemoryStore, trace: Trace) -> None:
+    def __init__(self, store: MemoryStore, clock: Clock, trace: Trace) -> None:
         self._tables = store._tables
+        self._clock = clock
         self._trace = trace
         self._seen: dict[str, View] = {}
         self.starts: dict[Key, Start] = {}
@@ -149,6 +153,9 @@ class Rows:
         self.claims[job.id] += 1
         self._running.setdefault(job.queue, {})[job.id] = None
         self._check_limit(job.queue)
+        early_ms = now.run_at_ms - self._clock.now_ms() - _AHEAD_MS
+        if early_ms > 0 and not self.clock_set_back:
+            self._trace.violate("I3", f"{job.id} is claimed {early_ms} ms too early")
         counters = (now.attempt - 1, now.failures, now.lost_leases, now.releases)
         return counters == (was.attempt, was.failures, was.lost_leases, was.releases)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from simulation import mutants
 from simulation.world import run_seed
+
 from tickwheel.core.dispatcher import Dispatcher
 from tickwheel.core.kernel import QueueBook
 from tickwheel.core.queue import Queue
@@ -55,7 +56,9 @@ def test_jobs_sent_before_their_time_are_caught(monkeypatch: pytest.MonkeyPatch)
     next_batch = WorkerSession.next_batch
     monkeypatch.setattr(Dispatcher, "_hold", Dispatcher._to_outbox)
     monkeypatch.setattr(
-        WorkerSession, "next_batch", lambda self, now_ms, *most: next_batch(self, now_ms + 20, *most)
+        WorkerSession,
+        "next_batch",
+        lambda self, now_ms, *most: next_batch(self, now_ms + 20, *most),
     )
     assert caught() == "I3"
 

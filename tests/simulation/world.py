@@ -70,7 +70,7 @@ class World:
         self._clock, self._store_clock = VirtualClock(loop), VirtualClock(loop)
         self._store = store(shape.shards, clock=self._store_clock)
         self._weather = Weather(faults, random.Random(f"{seed}/weather"))
-        self._rows = Rows(self._store, self.trace)
+        self._rows = Rows(self._store, self._clock, self.trace)
         steady = faults.steady_clock
         self.ledger = Ledger(self._rows, self._clock, self.trace, steady_clock=steady)
         self._node = Node(
