@@ -358,7 +358,15 @@ class Dispatcher:
                 self.dismiss(session)
 
     def dismiss(self, session: WorkerSession) -> None:
-        """Forget a session; what it was not yet sent is given back."""
+        """Forget a session: what it was not yet sent is given back, what it runs is up for adoption.
+
+        A worker that was silent for long registers again and shows its tokens; until a lease runs
+        out, nobody else has its job.
+        """
         self._kernel.sessions.remove(session)
         self._deliverable.pop(session.worker_id, None)
-        self._settler.release([lease for lease in session.leases.values() if not lease.sent_ms])
+        leases = list(session.leases.values())
+        self._settler.release([lease for lease in leases if not lease.sent_ms])
+        for lease in leases:
+            if lease.sent_ms:
+                lease.worker_id = ""

@@ -221,7 +221,7 @@ class Workers:
             return await self._find_row(session, job_id, token, outcome)
         if lease.fencing_token != token:
             return _STALE
-        if lease.worker_id == "":
+        if lease.worker_id == "" and lease.queue in session.queues:
             lease.worker_id = session.worker_id
             session.leases[lease.id] = lease
             if lease.cancel_requested:

@@ -15,7 +15,7 @@ from unit.rig import (
     submit,
 )
 
-from tickwheel.core import InvalidRequest, UnknownWorker
+from tickwheel.core import InvalidRequest, Queue, UnknownWorker
 from tickwheel.core.job import State
 from tickwheel.core.protocol import Outcome, PollAnswer, Report, ReportItem, RunningItem
 from tickwheel.core.testing import VirtualClock, run
@@ -336,5 +336,25 @@ def test_draining_polls_return_and_reports_say_so() -> None:
             assert await hand.poll(30_000) == []
             assert clock.monotonic_ms() < 10
             assert (await hand.report(lease)).directive == "drain"
+
+    run(scenario)
+
+
+def test_a_worker_that_was_silent_for_long_has_its_leases_back_when_it_registers_again() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            await scheduler.queues.put(Queue("default", lease_ms=600_000))
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 2)
+            first, second = await hand.poll()
+            await asyncio.sleep(120)
+            with pytest.raises(UnknownWorker):
+                await hand.report(first)
+            stranger = await Hand(scheduler, {"other": 1}).join()
+            assert (await stranger.report(first)).results == [(first.id, "stale")]
+            await hand.join()
+            answer = await hand.report(first, running=(second,))
+            assert answer.results == [(first.id, "ok"), (second.id, "ok")]
+            books_balance(scheduler)
 
     run(scenario)
