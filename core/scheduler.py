@@ -36,6 +36,7 @@ from .schedule import JobTemplate, Schedule, ScheduleSpec
 from .schedules import Schedules
 from .settings import Settings
 from .settler import Settler
+from .snapshot import Snapshot, snapshot
 from .sweeper import Sweeper
 from .ticker import Ticker
 from .workers import Workers
@@ -222,6 +223,10 @@ class Scheduler:
         )
         schedule, _ = await self.schedules.put(schedule_id, definition)
         return schedule
+
+    def snapshot(self) -> Snapshot:
+        """Return how things stand, from memory: what gauges show."""
+        return snapshot(self._kernel)
 
     def not_ready(self) -> str | None:
         """Return why this scheduler makes no progress, in a line; None if it does."""

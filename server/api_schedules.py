@@ -7,15 +7,14 @@ from typing import Any
 from aiohttp import web
 
 from tickwheel.core.errors import NotFound
-from tickwheel.core.schedule import Schedule, ScheduleSpec
+from tickwheel.core.plan import PREVIEW_MAX
+from tickwheel.core.schedule import Schedule
 
 from . import wire
 from .auth import Principal
 from .http import Context, Query, no_content, read_body, reply
 from .wire_queues import PAUSE
 from .wire_schedules import NEXT_FIRE_TIMES, decode_patch, decode_put, schedule_resource
-
-PREVIEW_MAX = 100
 
 
 def _resource(context: Context, schedule: Schedule, count: int = NEXT_FIRE_TIMES) -> dict[str, Any]:
@@ -56,7 +55,7 @@ async def patch(context: Context, request: web.Request, who: Principal) -> web.R
     """Change the fields that are given; null takes one away."""
     body = await read_body(request)
     before = await _visible(context, request, who)
-    spec: ScheduleSpec = decode_patch(body, before.spec)
+    spec = decode_patch(body, before.spec)
     who.check_queue(spec.template.queue)
     schedule, _ = await context.scheduler.schedules.put(before.id, spec)
     return reply(_resource(context, schedule))

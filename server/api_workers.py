@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from tickwheel.core.errors import UnknownWorker
 from tickwheel.core.protocol import PollAnswer
 from tickwheel.core.sessions import WorkerSession
 
@@ -22,8 +21,6 @@ from .wire_workers import (
     poll_answer,
     report_answer,
 )
-
-WORKER_ID_MAX = 128
 
 _REGISTER = msgspec.json.Decoder(RegisterRequest)
 _POLL = msgspec.json.Decoder(PollRequest)
@@ -43,7 +40,7 @@ async def register(context: Context, request: web.Request, who: Principal) -> we
 async def poll(context: Context, request: web.Request, who: Principal) -> web.StreamResponse:
     """Return due jobs for the worker's free slots, waiting for some if need be."""
     body = wire.decode(await read_body(request), _POLL)
-    worker_id = _worker_id(request)
+    worker_id = request.match_info["id"]
     for queue in body.slots:
         who.check_queue(queue)
     workers = context.scheduler.workers
@@ -76,13 +73,15 @@ async def _deliver(
 async def report(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Settle ended attempts and renew running ones; answered after the commit."""
     body = decode_report(await read_body(request))
-    answer = await context.scheduler.workers.report(_worker_id(request), body, principal=who.id)
+    answer = await context.scheduler.workers.report(
+        request.match_info["id"], body, principal=who.id
+    )
     return reply(report_answer(answer))
 
 
 async def leave(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Close a worker's session; its leases are released."""
-    await context.scheduler.workers.leave(_worker_id(request), principal=who.id)
+    await context.scheduler.workers.leave(request.match_info["id"], principal=who.id)
     return no_content()
 
 
@@ -107,10 +106,3 @@ def _resource(context: Context, session: WorkerSession) -> dict[str, Any]:
         "running": session.running,
         "held": session.held,
     }
-
-
-def _worker_id(request: web.Request) -> str:
-    worker_id = request.match_info["id"]
-    if len(worker_id) > WORKER_ID_MAX:
-        raise UnknownWorker("no such worker: register again")
-    return worker_id

@@ -42,6 +42,7 @@ def build_app(
     `make_runner`: with it the poll of a worker that is gone ends at once.
     """
     metrics = metrics or ServerMetrics()
+    metrics.watch(scheduler)
     context = Context(
         scheduler=scheduler,
         auth=Auth(scheduler.store, scheduler.clock, loopback_only=loopback_only),

@@ -30,8 +30,8 @@ from tickwheel.core.errors import NotFound
 from tickwheel.core.ports import ApiKey, KeyStore
 
 from .problems import Forbidden, Unauthorized
+from .scopes import SCOPES
 
-SCOPES = ("submit", "read", "manage", "work")
 CACHE_MS = 60_000
 CACHED_KEYS_MAX = 10_000
 OPEN_RECHECK_MS = 2_000
@@ -49,7 +49,7 @@ class Principal(NamedTuple):
 
     def check_queue(self, queue: str) -> None:
         """Raise `NotFound` for a queue that the key is not limited to: it shall not even show."""
-        if self.queues is not None and queue not in self.queues:
+        if not self.sees(queue):
             raise NotFound("there is no such queue, or none that this key may use")
 
     def sees(self, queue: str) -> bool:

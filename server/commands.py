@@ -21,11 +21,12 @@ from tickwheel.client.cli_output import Output, fields
 from tickwheel.core.clock import SystemClock
 from tickwheel.core.errors import NotFound
 
+from .scopes import SCOPES
+
 if TYPE_CHECKING:
     from tickwheel.core.ports import ApiKey
     from tickwheel.storage import PostgresStore
 
-SCOPES = ("submit", "read", "manage", "work")
 SCHEMA = "tickwheel"
 ACTOR = "command line"
 

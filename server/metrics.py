@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from tickwheel.core.scheduler import Scheduler
+from tickwheel.core.snapshot import QueueSnapshot
 
 QUEUE_LABELS_MAX = 1_000
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -63,6 +71,7 @@ class ServerMetrics(Collector):
         self._stale = 0
         self._swept = 0
         self._labels: set[str] = set()
+        self._scheduler: Scheduler | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -104,6 +113,10 @@ class ServerMetrics(Collector):
         """A request was answered; `route` is one of the table's, so few."""
         self._requests[route, status] += 1
 
+    def watch(self, scheduler: Scheduler) -> None:
+        """Show this scheduler's gauges, too."""
+        self._scheduler = scheduler
+
     def expose(self) -> bytes:
         """Return everything in the text format."""
         return generate_latest(self._registry)
@@ -132,22 +145,47 @@ class ServerMetrics(Collector):
             "fire_lag", "From a job's time to its hand-over to a worker.", "queue", self._lag
         )
         yield _histogram("batch", "Round trips to the store.", "name", self._batches)
+        if self._scheduler is not None:
+            yield from self._gauges(self._scheduler)
+
+    def _gauges(self, scheduler: Scheduler) -> Iterator[Metric]:
+        now = scheduler.snapshot()
+        yield _gauge("ready", "1 while the scheduler makes progress.", not scheduler.not_ready())
+        yield _gauge("owned_shards", "Shards owned by this scheduler.", now.shards)
+        yield _gauge("resident_jobs", "Waiting jobs in memory.", now.residents)
+        yield _gauge("workers", "Worker sessions.", now.workers)
+        figures: list[tuple[str, str, Callable[[QueueSnapshot], float]]] = [
+            ("queue_depth", "Jobs due and unclaimed.", lambda queue: queue.depth),
+            (
+                "queue_oldest_age_seconds",
+                "Age of the oldest due job in memory.",
+                lambda queue: queue.oldest_age_ms / 1000,
+            ),
+            ("queue_running", "Attempts claimed and not settled.", lambda queue: queue.running),
+            ("queue_paused", "1 while paused.", lambda queue: queue.paused),
+        ]
+        for name, text, figure in figures:
+            family = GaugeMetricFamily(f"tickwheel_{name}", text, labels=("queue",))
+            for queue in now.queues[:QUEUE_LABELS_MAX]:
+                family.add_metric([queue.name], figure(queue))
+            yield family
 
 
 def _counter(
     name: str,
     text: str,
     labels: tuple[str, ...],
-    values: dict[str, int]
-    | dict[tuple[str, str], int]
-    | dict[tuple[str, int], int]
-    | dict[tuple[()], int],
+    values: Mapping[Any, int],
 ) -> CounterMetricFamily:
     family = CounterMetricFamily(f"tickwheel_{name}", text, labels=labels)
     for key, value in values.items():
         parts = (key,) if isinstance(key, str) else key
         family.add_metric([str(part) for part in parts], value)
     return family
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tickwheel_{name}", text, value=value)
 
 
 def _histogram(

@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tickwheel.core.plan import PREVIEW_MAX
+
 from .answers import Problem
+from .api_jobs import WAIT_SECONDS_MAX
+from .http import LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX
 from .problems import CONTENT_TYPE
+from .wire_schedules import NEXT_FIRE_TIMES
 
 if TYPE_CHECKING:
     from .routes import Route
 
 _REF = "#/components/schemas/{name}"
 _PARAMETERS: dict[str, dict[str, Any]] = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": 500, "default": 50},
-    "count": {"type": "integer", "minimum": 1, "maximum": 100, "default": 5},
-    "wait_seconds": {"type": "number", "minimum": 0, "maximum": 30, "default": 0},
+    "limit": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": LIST_LIMIT_MAX,
+        "default": LIST_LIMIT_DEFAULT,
+    },
+    "count": {"type": "integer", "minimum": 1, "maximum": PREVIEW_MAX, "default": NEXT_FIRE_TIMES},
+    "wait_seconds": {"type": "number", "minimum": 0, "maximum": WAIT_SECONDS_MAX, "default": 0},
 }
 _ERRORS = {
     "400": "Not JSON, or a query parameter that isn't understood",

@@ -11,12 +11,11 @@ from typing import Literal
 
 from . import answers, api_jobs, api_ops, api_queues, api_schedules, api_workers
 from .http import Handler
+from .scopes import Scope
 from .wire_jobs import BatchRequest, JobRequest, RescheduleRequest
 from .wire_queues import DeleteRequest, PauseRequest, QueueRequest, RedriveRequest
 from .wire_schedules import ScheduleRequest
 from .wire_workers import PollRequest, RegisterRequest, ReportRequest
-
-Scope = Literal["open", "submit", "read", "manage", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Route:
     method: str
     path: str
     handler: Handler
-    scope: Scope
+    scope: Scope | Literal["open"]
     summary: str
     answer: tuple[type, ...]
     status: int = 200

@@ -51,7 +51,7 @@ Instant = Annotated[
 Delay = Annotated[float, msgspec.Meta(ge=0, le=DELAY_SECONDS_MAX, description="seconds")]
 Uuid = Annotated[str, msgspec.Meta(max_length=36, extra_json_schema={"format": "uuid"})]
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_NAME = re.compile(NAME_PATTERN)
 _INSTANT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -86,19 +86,16 @@ def _refuse_doubles(pairs: list[tuple[str, Any]]) -> None:
         raise InvalidJSON("a name occurs twice in one object")
 
 
-def document(raw: msgspec.Raw, pointer: str, *, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes:
-    """Return a part of a checked body as the bytes that were sent, within its limits."""
+def json_object(raw: msgspec.Raw, pointer: str) -> bytes:
+    """Return a JSON object in a checked body as the very bytes that were sent.
+
+    Raises `TooLarge`, `InvalidJSON` if it is too deep, and `InvalidRequest` for what is no object.
+    """
     text = bytes(raw)
-    if len(text) > bytes_max:
-        raise TooLarge(f"over {bytes_max} bytes", pointer=pointer)
+    if len(text) > DOCUMENT_BYTES_MAX:
+        raise TooLarge(f"over {DOCUMENT_BYTES_MAX} bytes", pointer=pointer)
     if too_deep(text):
         raise InvalidJSON(f"nested more than {DEPTH_MAX} deep")
-    return text
-
-
-def json_object(raw: msgspec.Raw, pointer: str) -> bytes:
-    """Return a JSON object that was sent, as its bytes; raise `InvalidRequest` for other kinds."""
-    text = document(raw, pointer)
     if text[:1] != b"{":
         raise InvalidRequest("expected an object", pointer=pointer)
     return text

@@ -23,24 +23,25 @@ from tickwheel.core.job import (
     JobOptions,
     JobSpec,
 )
+from tickwheel.core.jobs import BATCH_MAX
 from tickwheel.core.retry import RetryPolicy
 
 from . import wire
 from .problems import TooLarge
 
-BATCH_MAX = 1_000
 TAG_BYTES_MAX = 64
 HEADER_BYTES_MAX = 256
-DAY_SECONDS = wire.DAY_SECONDS
-RETRY_SECONDS_MAX = 30 * DAY_SECONDS
-TIMEOUT_SECONDS_MAX = 7 * DAY_SECONDS
+RETRY_SECONDS_MAX = 30 * wire.DAY_SECONDS
+TIMEOUT_SECONDS_MAX = 7 * wire.DAY_SECONDS
 
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9, description="lower runs first")]
 MaxAttempts = Annotated[int, msgspec.Meta(ge=1, le=100)]
 LostLeasesMax = Annotated[int, msgspec.Meta(ge=0, le=100)]
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=TIMEOUT_SECONDS_MAX, description="seconds")]
 Text = Annotated[str, msgspec.Meta(pattern=wire.TEXT_PATTERN)]
-Tag = Annotated[str, msgspec.Meta(pattern=wire.TEXT_PATTERN, min_length=1, max_length=64)]
+Tag = Annotated[
+    str, msgspec.Meta(pattern=wire.TEXT_PATTERN, min_length=1, max_length=TAG_BYTES_MAX)
+]
 Tags = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=16)]
 Headers = Annotated[dict[wire.Name, Text], msgspec.Meta(max_length=16)]
 IdempotencyKey = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]{1,255}(?!\n)$")]
@@ -120,7 +121,7 @@ def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     """
     parsed = wire.check_json(body)
     if not (isinstance(parsed, dict) and "jobs" in parsed):
-        return [_spec(_ONE.decode(body), "")], True
+        return [_spec(_ONE.decode(body))], True
     requests = parsed["jobs"]
     if isinstance(requests, list):
         if len(requests) > BATCH_MAX:
@@ -130,7 +131,7 @@ def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     return [_spec(item, index) for index, item in enumerate(_BATCH.decode(body).jobs)], False
 
 
-def _spec(request: JobRequest, index: int | str) -> JobSpec:
+def _spec(request: JobRequest, index: int | None = None) -> JobSpec:
     args = bytes(request.args)
     try:
         if args[:1] != b"{" or len(args) > 2 * wire.DEPTH_MAX:
@@ -155,7 +156,7 @@ def _spec(request: JobRequest, index: int | str) -> JobSpec:
             spec.tags = check_tags(request.tags)
         spec.options = options(request, request.headers)
     except (InvalidRequest, TooLarge) as error:
-        if index != "":
+        if index is not None:
             error.pointer = f"/jobs/{index}{error.pointer}"
         raise
     return spec

@@ -30,7 +30,6 @@ from tickwheel.core.workers import REPORT_ITEMS_MAX, SLOTS_MAX
 from . import wire
 from .problems import InvalidJSON, TooLarge
 
-PROTOCOL = 1
 RESULT_BYTES_MAX = 64 * 1024
 PROGRESS_BYTES_MAX = 4 * 1024
 ERROR_TYPE_MAX = 128

@@ -159,15 +159,22 @@ async def connect(
         max_cached_statement_lifetime=0,
         max_cacheable_statement_size=0,
         target_session_attrs="read-write",
-        server_settings={
-            **_SESSION_SETTINGS,
-            **PLANNER_SETTINGS,
-            "statement_timeout": str(statement_timeout_ms),
-            "lock_timeout": str(lock_timeout_ms),
-        },
     )
+    settings = {
+        **_SESSION_SETTINGS,
+        **PLANNER_SETTINGS,
+        "statement_timeout": str(statement_timeout_ms),
+        "lock_timeout": str(lock_timeout_ms),
+    }
     try:
         _keep_alive(connection)
+        # Not as startup parameters: a session pooler refuses those, or drops them unseen.
+        await connection.fetch(
+            "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[])"
+            " AS given (name, value)",
+            list(settings),
+            list(settings.values()),
+        )
         await _set_codecs(connection)
         # The insert timeline, not the last checkpoint's: after a promotion it is right at once.
         segment = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")

@@ -10,9 +10,10 @@ from integration.http_house import House, house
 from tickwheel.core.clock import SystemClock
 from tickwheel.core.errors import NotFound
 from tickwheel.core.ports import ApiKey
-from tickwheel.server.auth import CACHE_MS, SCOPES, Auth, Principal, new_key, token_digest
+from tickwheel.server.auth import CACHE_MS, Auth, Principal, new_key, token_digest
 from tickwheel.server.problems import Unauthorized
 from tickwheel.server.routes import ROUTES, Route
+from tickwheel.server.scopes import SCOPES
 from tickwheel.storage import MemoryStore
 
 UUID = "018f3c2a-9b40-7000-8000-000000000001"

@@ -55,6 +55,24 @@ async def test_what_jobs_did_is_in_the_metrics() -> None:
         assert found["tickwheel_batch_rows_total", (("name", "append"),)] >= 1
 
 
+async def test_how_things_stand_is_in_the_gauges() -> None:
+    async with house() as h:
+        worker = await h.worker()
+        await h.submit()
+        await h.lease(worker)
+        await h.submit()
+        found = samples((await h.call("GET", "/metrics")).raw)
+        queue = ("queue", "default")
+        assert found["tickwheel_queue_depth", (queue,)] == 1
+        assert found["tickwheel_queue_running", (queue,)] == 1
+        assert found["tickwheel_queue_oldest_age_seconds", (queue,)] >= 0
+        assert found["tickwheel_queue_paused", (queue,)] == 0
+        assert found["tickwheel_resident_jobs", ()] == 1
+        assert found["tickwheel_workers", ()] == 1
+        assert found["tickwheel_owned_shards", ()] == 64
+        assert found["tickwheel_ready", ()] == 1
+
+
 def test_a_lag_is_counted_in_its_bucket_and_all_above() -> None:
     counted = ServerMetrics()
     counted.fired("q", [0, 1, 2, 60_000, 70_000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tickwheel.core.job import Claim, Claimed, Ending, Job, NewJob, Settlement, State
 from tickwheel.core.ports import NewTick
@@ -80,7 +81,7 @@ class CancelsOnlyInItsAnswer(MemoryStore):
 
 class PausesNothing(MemoryStore):
     async def queues(self) -> list[Queue]:
-        return [Queue(row.name, row.max_depth, row.max_running) for row in await super().queues()]
+        return [replace(row, paused=False) for row in await super().queues()]
 
 
 class TicksTwice(MemoryStore):

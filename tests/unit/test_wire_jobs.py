@@ -10,9 +10,10 @@ import pytest
 
 from tickwheel.core.errors import InvalidRequest
 from tickwheel.core.job import NO_OPTIONS, Appended, JobOptions, JobSpec
+from tickwheel.core.jobs import BATCH_MAX
 from tickwheel.core.retry import RetryPolicy
 from tickwheel.server.problems import InvalidJSON, TooLarge, from_validation
-from tickwheel.server.wire_jobs import BATCH_MAX, batch_answer, decode_submission
+from tickwheel.server.wire_jobs import batch_answer, decode_submission
 
 
 def one(**fields: Any) -> JobSpec:
