@@ -195,9 +195,9 @@ class ScheduleStore(Protocol):
     ) -> tuple[Schedule, list[str], bool]:
         """Insert or replace the definition; return (schedule, cancelled job ids, was it new).
 
-        An equal definition changes nothing. A changed one raises `version`, cancels the
-        schedule's unstarted jobs (reason `schedule_changed`), deletes their ticks and sets the
-        cursor to `now_ms`, in one transaction.
+        An equal definition changes nothing. A changed one raises `version`, cancels the unstarted
+        jobs due after `now_ms` (reason `schedule_changed`; what is due already has fired), deletes
+        their ticks and sets the cursor to `now_ms`, in one transaction.
         """
         ...
 
@@ -214,7 +214,7 @@ class ScheduleStore(Protocol):
     async def pause_schedule(
         self, schedule_id: str, paused: bool, reason: str | None, now_ms: int
     ) -> tuple[Schedule, list[str]] | None:
-        """Pause (cancelling unstarted jobs and their ticks as `put_schedule` does) or resume.
+        """Pause (cancelling jobs and ticks as `put_schedule` does) or resume.
 
         The cursor becomes `now_ms` either way: what fell due while paused is not made up for.
         Return (schedule, cancelled job ids), None if there is none. No change: no new version.

@@ -34,7 +34,7 @@ class MemorySchedules:
             return row, [], True
         if row.spec == spec:
             return row, [], False
-        cancelled = self._cancel_unstarted(schedule_id, now_ms)
+        cancelled = self._cancel_unstarted(schedule_id, now_ms, now_ms)
         return self._edit(replace(row, spec=spec), now_ms), cancelled, False
 
     async def get_schedule(self, schedule_id: str) -> Schedule | None:
@@ -59,7 +59,7 @@ class MemorySchedules:
         row = self._tables.schedules.get(schedule_id)
         if row is None or row.paused == paused:
             return None if row is None else (row, [])
-        cancelled = self._cancel_unstarted(schedule_id, now_ms) if paused else []
+        cancelled = self._cancel_unstarted(schedule_id, now_ms, now_ms) if paused else []
         changed = replace(row, paused=paused, paused_reason=reason if paused else None)
         return self._edit(changed, now_ms), cancelled
 
@@ -67,7 +67,7 @@ class MemorySchedules:
         """Delete it with its ticks, cancel its unstarted jobs; return their ids."""
         if schedule_id not in self._tables.schedules:
             return None
-        cancelled = self._cancel_unstarted(schedule_id, now_ms)
+        cancelled = self._cancel_unstarted(schedule_id, now_ms, 0)
         del self._tables.schedules[schedule_id]
         del self._tables.schedule_shards[schedule_id]
         del self._tables.ticks[schedule_id]
@@ -150,9 +150,13 @@ class MemorySchedules:
         self._tables.schedules[row.id] = row
         return row
 
-    def _cancel_unstarted(self, schedule_id: str, now_ms: int) -> list[str]:
-        """Cancel the schedule's unstarted jobs and delete their ticks; return their ids."""
-        unstarted = [job for job in self._tables.unfinished_of(schedule_id) if _unstarted(job)]
+    def _cancel_unstarted(self, schedule_id: str, now_ms: int, after_ms: int) -> list[str]:
+        """Cancel unstarted jobs due after `after_ms` and delete their ticks; return their ids."""
+        unstarted = [
+            job
+            for job in self._tables.unfinished_of(schedule_id)
+            if _unstarted(job) and job.run_at_ms > after_ms
+        ]
         for job in unstarted:
             self._tables.finish(job, State.CANCELLED, now_ms, "schedule_changed")
         cancelled = [job.id for job in unstarted]

@@ -43,7 +43,7 @@ class PgSchedules(PgBase):
                 if same_definition(stored.spec, spec):
                     mine = stored.version == 1 and stored.created_at_ms == now_ms
                     return stored, [], link.repeated and mine
-                cancelled = await self._cancel_unstarted(link, schedule_id, now_ms)
+                cancelled = await self._cancel_unstarted(link, schedule_id, now_ms, now_ms)
                 row = await link.fetch_row(self._sql("schedule_change"), schedule_id, *definition)
                 assert row is not None
                 return schedule_of(row), cancelled, False
@@ -77,7 +77,7 @@ class PgSchedules(PgBase):
                     return stored, []
                 cancelled: list[str] = []
                 if paused:
-                    cancelled = await self._cancel_unstarted(link, schedule_id, now_ms)
+                    cancelled = await self._cancel_unstarted(link, schedule_id, now_ms, now_ms)
                 change = (schedule_id, paused, reason if paused else None, now_ms)
                 row = await link.fetch_row(self._sql("schedule_pause"), *change)
                 assert row is not None
@@ -92,7 +92,7 @@ class PgSchedules(PgBase):
             async with link.transaction():
                 if await link.fetch_row(self._sql("schedule_lock"), schedule_id) is None:
                     return [] if link.repeated else None
-                cancelled = await self._cancel_unstarted(link, schedule_id, now_ms)
+                cancelled = await self._cancel_unstarted(link, schedule_id, now_ms, 0)
                 await link.fetch(self._sql("schedule_delete"), schedule_id)
                 return cancelled
 
@@ -179,19 +179,29 @@ class PgSchedules(PgBase):
 
         await self._pool.run(work)
 
-    async def _cancel_unstarted(self, link: Link, schedule_id: str, now_ms: int) -> list[str]:
-        """Cancel the schedule's unstarted jobs and delete their ticks; return their ids."""
-        cancelled = await self._cancel(link, schedule_id, "schedule_changed", now_ms, None)
+    async def _cancel_unstarted(
+        self, link: Link, schedule_id: str, now_ms: int, after_ms: int
+    ) -> list[str]:
+        """Cancel unstarted jobs due after `after_ms` and delete their ticks; return their ids."""
+        cancelled = await self._cancel(
+            link, schedule_id, "schedule_changed", now_ms, None, after_ms
+        )
         await link.fetch(self._sql("ticks_delete"), cancelled)
         return cancelled
 
     async def _cancel(
-        self, link: Link, schedule_id: str, reason: str, now_ms: int, ids: list[object] | None
+        self,
+        link: Link,
+        schedule_id: str,
+        reason: str,
+        now_ms: int,
+        ids: list[object] | None,
+        after_ms: int = 0,
     ) -> list[str]:
         cancelled: list[str] = []
         for name in await self._partitions.live(link, None):
             sql = self._sql("unstarted_cancel", name)
-            rows = await link.fetch(sql, schedule_id, reason, now_ms, ids)
+            rows = await link.fetch(sql, schedule_id, reason, now_ms, ids, after_ms)
             cancelled += [str(row[0]) for row in rows]
         return cancelled
 

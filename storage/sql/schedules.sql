@@ -82,6 +82,7 @@ WITH chosen AS MATERIALIZED (
         AND schedule_id = $1
         AND state = 'scheduled'
         AND attempt = 0
+        AND run_at > $5
         AND ($4::uuid[] IS NULL OR id = ANY($4))
     ORDER BY schedule_id, scheduled_at, id
 )

@@ -344,3 +344,16 @@ async def test_many_that_put_one_schedule_at_once_make_one(store: Store, peer: S
     )
     assert sum(created for _, _, created in answers) == 1
     assert {schedule.version for schedule, _, _ in answers} == {(await read(store)).version}
+
+
+async def test_an_occurrence_that_has_come_due_outlives_an_edit_and_a_pause(store: Store) -> None:
+    ticks = [tick_at(NOW + HOUR), tick_at(NOW + 3 * HOUR)]
+    await tick(store, await put(store), ticks)
+    changed = replace(HOURLY, interval_ms=2 * HOUR)
+    _, cancelled, _ = await store.put_schedule("nightly", changed, 0, NOW + 2 * HOUR)
+    assert cancelled == [ticks[1].job.id]
+    paused = await store.pause_schedule("nightly", True, None, NOW + 2 * HOUR)
+    assert paused is not None
+    assert paused[1] == []
+    assert (await row_of(store, ticks[0].job.id)).state is State.SCHEDULED
+    assert await store.delete_schedule("nightly", NOW + 2 * HOUR) == [ticks[0].job.id]
