@@ -12,6 +12,7 @@ from simulation.world import run_seed
 
 from tickwheel.core.dispatcher import Dispatcher
 from tickwheel.core.kernel import QueueBook
+from tickwheel.core.loader import Loader
 from tickwheel.core.queue import Queue
 from tickwheel.core.residents import Residents
 from tickwheel.core.sessions import WorkerSession
@@ -38,10 +39,10 @@ _ROUGH = Faults(
 _BUSY = Shape(clients=4, op_every_ms=300, max_running=(None, 2), fail_share=0.5, schedules=1)
 
 
-def caught(store: type[MemoryStore] = MemoryStore) -> str:
+def caught(store: type[MemoryStore] = MemoryStore, shape: Shape = _BUSY) -> str:
     """Return the first invariant that breaks."""
     for seed in range(_SEEDS_MAX):
-        violation = run_seed(seed, faults=_ROUGH, shape=_BUSY, store=store).violation
+        violation = run_seed(seed, faults=_ROUGH, shape=shape, store=store).violation
         if violation is not None:
             return violation.partition(":")[0]
     return "nothing"
@@ -133,3 +134,12 @@ def test_jobs_that_are_counted_wrong_in_memory_are_caught(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Residents, "take", forgetful)
     assert caught() == "memory"
+
+
+def test_lanes_that_are_never_trimmed_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(Loader, "_trim", nothing)
+    shape = replace(_BUSY, schedules=3, lane_resident_max=4, load_page=2)
+    assert caught(shape=shape) == "I16"

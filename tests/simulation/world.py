@@ -12,6 +12,7 @@ complete description of a run.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -39,6 +40,7 @@ from tickwheel.storage import MemoryStore
 RECOVERY_SECONDS = 120.0
 _LOOK_SECONDS = 0.25
 _OPERATOR_SECONDS = 2.0
+_SETTLE_SECONDS = 3.0
 _DAY_MS = 86_400_000
 
 
@@ -100,6 +102,7 @@ class World:
             )
             for name in (f"client-{number}" for number in range(shape.clients))
         ]
+        self._calm_seconds = math.inf
         loop.set_exception_handler(self._failed)
 
     async def run(self) -> None:
@@ -142,7 +145,8 @@ class World:
             await asyncio.sleep(_LOOK_SECONDS)
             self._node.check_parts()
             if self._node.scheduler is not None:
-                bounds(self._node.scheduler, self.trace)
+                calm = self._loop.time() >= self._calm_seconds + _SETTLE_SECONDS
+                bounds(self._node.scheduler, self.trace, calm=calm)
 
     async def _recover(self) -> None:
         until = self._loop.time() + RECOVERY_SECONDS
@@ -236,6 +240,7 @@ class World:
         while not await self._let_all_run():
             self._node.start()
             await asyncio.sleep(_LOOK_SECONDS)
+        self._calm_seconds = self._loop.time()
 
     async def _let_all_run(self) -> bool:
         """Resume the queues and pause the schedules; False if nobody serves that yet."""
