@@ -59,10 +59,7 @@ async def _deliver(
 ) -> web.StreamResponse:
     """Write the answer here and not later: whoever is gone by now shall not cost a lease."""
     response = reply(poll_answer(answer))
-    transport = request.transport
     try:
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError
         await response.prepare(request)
         await response.write_eof()
     except ConnectionError:

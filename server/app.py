@@ -77,7 +77,7 @@ def _edge(metrics: ServerMetrics) -> Callable[..., Awaitable[web.StreamResponse]
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  here every error becomes an answer
             response = answer(error, request)
-            if response.status == 413:
+            if response.status == 413 and not request.content.is_eof():
                 response.force_close()
         resource = request.match_info.route.resource
         metrics.request("" if resource is None else resource.canonical, response.status)

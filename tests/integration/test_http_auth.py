@@ -114,6 +114,18 @@ async def test_a_revocation_counts_within_a_minute_and_an_expiry_at_once() -> No
         await auth._authenticate(f"Bearer {revoked_token}")
 
 
+async def test_only_so_many_keys_are_kept_in_mind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tickwheel.server.auth.CACHED_KEYS_MAX", 2)
+    store = MemoryStore()
+    auth = Auth(store, SystemClock())
+    for _ in range(2):
+        for name in ("a", "b", "c"):
+            key, token = new_key(name, ["read"], None, 1)
+            await store.put_key(key)
+            assert (await auth._authenticate(f"Bearer {token}")).id == key.id
+    assert len(auth._believed) == 2
+
+
 async def test_no_secret_is_stored() -> None:
     key, token = new_key("n", SCOPES, ["q"], 1, 2)
     secret = token.split("_", 2)[2]
@@ -184,12 +196,18 @@ async def test_nothing_of_another_queue_shows_or_moves_on_any_route() -> None:
             ("POST", f"/v1/workers/{worker}/report", {}),
             ("DELETE", f"/v1/workers/{worker}", None),
         ]
+        own_worker = (
+            await h.call("POST", "/v1/workers", {"name": "w", "queues": {"a": 1}}, token=mine)
+        ).body["worker_id"]
+        other_slots = {"seq": 1, "slots": {"b": 1}}
+        attempts.append(("POST", f"/v1/workers/{own_worker}/poll", other_slots))
         before = await _everything(h, theirs)
         for method, path, sent in attempts:
             reply = await h.call(method, path, sent, token=mine)
             assert reply.status == 404, (method, path, reply.raw)
             assert reply.code in ("not_found", "unknown_worker")
         assert await _everything(h, theirs) == before
+        await h.call("DELETE", f"/v1/workers/{own_worker}", token=mine)
         for path, name in (
             ("/v1/jobs", "jobs"),
             ("/v1/jobs?queue=b", "jobs"),

@@ -122,9 +122,11 @@ async def test_utf_8_may_be_named() -> None:
 async def test_a_body_over_8_mib_is_413_at_once_by_its_length() -> None:
     async with house() as h:
         length = b"Content-Length: %d" % (http.BODY_BYTES_MAX + 1)
-        answer = await raw(h, head(b"Content-Type: application/json", length), until=b"}")
+        request = head(b"Content-Type: application/json", length)
+        answer = await raw(h, request.replace(b"Connection: close\r\n", b""), until=b"}")
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b'"code":"too_large"' in answer
+        assert b"Connection: close" in answer
         assert await healthy(h)
 
 
@@ -148,6 +150,7 @@ async def test_args_over_256_kib_are_413() -> None:
     async with house() as h:
         reply = await h.call("POST", "/v1/jobs", {"task": "t", "args": {"a": "x" * 262_144}})
         assert (reply.status, reply.code, reply.body["pointer"]) == (413, "too_large", "/args")
+        assert "Connection" not in reply.headers
         assert await healthy(h)
 
 

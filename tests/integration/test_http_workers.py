@@ -6,12 +6,15 @@ import asyncio
 import socket
 from typing import Any
 
+import aiohttp
 import msgspec
 import orjson
 import pytest
+from aiohttp import web
 from integration.http_house import House, house
 
-from tickwheel.server import answers
+from tickwheel.server import answers, api_workers
+from tickwheel.server.http import Context
 
 
 def ended(job: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -99,6 +102,27 @@ async def test_a_poll_with_no_job_ends_with_its_wait() -> None:
             assert reply.body == {"jobs": [], "cancel": []}
 
 
+async def test_jobs_of_an_answer_that_cannot_be_written_go_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deliver = api_workers._deliver
+
+    async def cut_off(context: Context, request: web.Request, *rest: Any) -> web.StreamResponse:
+        monkeypatch.undo()
+        assert request.transport is not None
+        request.transport.abort()
+        return await deliver(context, request, *rest)
+
+    async with house() as h:
+        gone, alive = await h.worker(), await h.worker()
+        created = await h.submit()
+        monkeypatch.setattr(api_workers, "_deliver", cut_off)
+        with pytest.raises(aiohttp.ClientError):
+            await h.lease(gone)
+        (again,) = await h.lease(alive)
+        assert (again["id"], again["attempt"]) == (created["id"], 1)
+
+
 async def test_a_poll_whose_client_is_gone_takes_no_job_from_others() -> None:
     async with house() as h:
         gone, alive = await h.worker(), await h.worker()
@@ -112,11 +136,11 @@ async def test_a_poll_whose_client_is_gone_takes_no_job_from_others() -> None:
         )
         await writer.drain()
         sessions = {session.worker_id: session for session in h.scheduler.workers.list()}
-        while sessions[gone].poll is None:  # noqa: ASYNC110
+        while sessions[gone].poll is None:
             await asyncio.sleep(0)
         writer.close()
         await writer.wait_closed()
-        while sessions[gone].poll is not None:  # noqa: ASYNC110
+        while sessions[gone].poll is not None:
             await asyncio.sleep(0)
         created = await h.submit()
         (job,) = await h.lease(alive)
@@ -159,7 +183,7 @@ async def test_an_answer_that_cannot_be_written_gives_its_jobs_back_uncharged() 
             % (worker.encode(), len(body), body)
         )
         cut.append(connection)
-        while not before:  # noqa: ASYNC110
+        while not before:
             await asyncio.sleep(0)
         assert before == [(worker, 5)]
         (job,) = await h.lease(worker, 6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import asyncpg
 import pytest
@@ -29,6 +29,7 @@ from tickwheel.core.job import Appended, State, Submission
 from tickwheel.core.ports import NewTick
 from tickwheel.core.schedule import JobTemplate, ScheduleSpec
 from tickwheel.storage import PostgresStore
+from tickwheel.storage.pg_append import Answer
 
 from .postgres_kit import Cut, kill_sessions, new_schema, no_pause, opened, query
 
@@ -138,6 +139,16 @@ async def tick(store: PostgresStore) -> None:
     assert (stored.cursor_ms, stored.missed) == (NOW + 5_000, 3)
 
 
+async def end_a_schedule(store: PostgresStore) -> None:
+    await store.put_schedule("s", SPEC, 0, NOW)
+    await store.count_skipped("s", 1, 0, NOW)
+    stored = await store.get_schedule("s")
+    assert stored is not None
+    assert stored.skipped <= 1
+    assert await store.delete_schedule("s", NOW) is not None
+    assert await store.get_schedule("s") is None
+
+
 async def take_shards(store: PostgresStore) -> None:
     epochs = await store.acquire_shards("a", 60_000)
     assert set(epochs) == set(range(8))
@@ -160,6 +171,7 @@ CALLS = [
     reschedule,
     redrive,
     tick,
+    end_a_schedule,
     take_shards,
 ]
 
@@ -183,6 +195,26 @@ async def test_a_connection_cut_at_any_exchange_changes_no_answer(
             return
         await query(postgres_dsn, f"UPDATE {schema}.shards SET owner = NULL")
     raise AssertionError("the call has no end")
+
+
+async def test_a_batch_of_which_a_part_is_written_is_not_called_unwritten(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = store._append
+
+    async def plain_only(batch: Sequence[Submission], now_ms: int) -> list[Answer]:
+        if batch[0].keys:
+            raise Unavailable("the database: gone")
+        return await whole(batch, now_ms)
+
+    monkeypatch.setattr(store, "_append", plain_only)
+    plain = Submission((new_job(),))
+    keyed = Submission((new_job(), new_job()), (key("a"), key("b")))
+    with pytest.raises(Unavailable) as none_written:
+        await store.append([keyed], NOW)
+    assert not isinstance(none_written.value, OutcomeUnknown)
+    with pytest.raises(OutcomeUnknown):
+        await store.append([keyed, plain], NOW)
 
 
 def truncate(schema: str) -> str:

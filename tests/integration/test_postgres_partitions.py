@@ -18,6 +18,7 @@ from conformance.rows import (
     SHARDS,
     add,
     claim_of,
+    eventually,
     load,
     loaded_ids,
     new_job,
@@ -26,7 +27,7 @@ from conformance.rows import (
     start,
 )
 
-from tickwheel.core.job import CURSOR_START, Job, State, Submission
+from tickwheel.core.job import CURSOR_START, Job, NewJob, State, Submission
 from tickwheel.storage import PostgresStore
 from tickwheel.storage.link import Link
 from tickwheel.storage.partitions import partition_name
@@ -162,6 +163,21 @@ async def test_a_straggler_in_a_drained_partition_is_loaded_and_keeps_it(
     assert await loaded_ids(store) == [late.id]
 
 
+async def test_a_straggler_comes_in_one_transaction_with_its_note(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, inside = Link.copy, []
+
+    async def noted(self: Link, *args: Any) -> None:
+        inside.append(self.in_transaction)
+        await copy(self, *args)
+
+    monkeypatch.setattr(Link, "copy", noted)
+    await add(store, new_job())
+    await add(store, new_job(created_at_ms=NOW + 2 * DAY))
+    assert inside == [False, True]
+
+
 async def test_a_row_that_comes_between_detaching_and_dropping_brings_the_partition_back(
     store: PostgresStore, postgres_dsn: str, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +196,73 @@ async def test_a_row_that_comes_between_detaching_and_dropping_brings_the_partit
     assert await loaded_ids(store) == [late.id]
 
 
+async def _somebody_waits(dsn: str) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    count: int = (await query(dsn, waiting))[0][0]
+    return count > 0
+
+
+class Straggler:
+    """Inserts a job, and commits when told."""
+
+    def __init__(self, store: PostgresStore, job: NewJob) -> None:
+        self._store = store
+        self._job = job
+        self._inserted = asyncio.Event()
+        self._go_on = asyncio.Event()
+        self._work: asyncio.Task[None] | None = None
+
+    async def insert(self) -> None:
+        self._work = asyncio.create_task(self._store._pool.run(self._insert))
+        await self._inserted.wait()
+
+    async def commit(self) -> None:
+        self._go_on.set()
+        assert self._work is not None
+        await self._work
+
+    async def _insert(self, link: Link) -> None:
+        async with link.transaction():
+            await self._store._insert(link, [self._job])
+            self._inserted.set()
+            await self._go_on.wait()
+
+
+async def test_a_straggler_that_has_not_committed_keeps_a_partition_from_being_drained(
+    store: PostgresStore, postgres_dsn: str, schema: str
+) -> None:
+    await settle(store, await start(store, new_job()), State.SUCCEEDED)
+    straggler = Straggler(store, new_job(created_at_ms=NOW + 2 * DAY))
+    await straggler.insert()
+    upkeep = asyncio.create_task(store.maintain(NOW + 2 * DAY))
+    await eventually(lambda: _somebody_waits(postgres_dsn))
+    await straggler.commit()
+    await upkeep
+    drained = f"SELECT name FROM {schema}.partitions WHERE drained_at IS NOT NULL"
+    assert await query(postgres_dsn, drained) == []
+
+
+async def test_a_straggler_that_has_not_committed_keeps_a_partition_from_being_dropped(
+    store: PostgresStore, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await settle(store, await start(store, new_job()), State.SUCCEEDED)
+    late = new_job()
+    straggler = Straggler(store, late)
+    detach = PostgresStore._detach
+
+    async def detach_and_insert(self: PostgresStore, link: Link, name: str) -> None:
+        await detach(self, link, name)
+        await link.script("SET lock_timeout = '20s'")
+        await straggler.insert()
+
+    monkeypatch.setattr(PostgresStore, "_detach", detach_and_insert)
+    upkeep = asyncio.create_task(store.maintain(NOW + 9 * DAY))
+    await eventually(lambda: _somebody_waits(postgres_dsn))
+    await straggler.commit()
+    assert (await upkeep)["partitions_dropped"] == 0
+    assert await loaded_ids(store) == [late.id]
+
+
 async def test_a_job_for_a_dropped_partition_makes_it_anew(
     store: PostgresStore, postgres_dsn: str, schema: str
 ) -> None:
@@ -189,6 +272,19 @@ async def test_a_job_for_a_dropped_partition_makes_it_anew(
     assert await row_of(peer, done.id) == done
     assert (await store.maintain(NOW + 9 * DAY))["partitions_dropped"] == 1
     assert await peer.claim([claim_of(done)], OWNER, NOW) == [None]
+    late = new_job()
+    await add(peer, late)
+    assert await loaded_ids(store) == [late.id]
+    await peer.close()
+
+
+async def test_a_submission_finds_out_itself_that_its_partition_was_dropped(
+    store: PostgresStore, postgres_dsn: str, schema: str
+) -> None:
+    await settle(store, await start(store, new_job()), State.SUCCEEDED)
+    peer = PostgresStore(postgres_dsn, schema=schema, pool_size=1)
+    await peer.open()
+    assert (await store.maintain(NOW + 9 * DAY))["partitions_dropped"] == 1
     late = new_job()
     await add(peer, late)
     assert await loaded_ids(store) == [late.id]

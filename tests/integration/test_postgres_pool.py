@@ -21,11 +21,11 @@ from conformance.rows import (
     new_job,
 )
 
-from tickwheel.core.errors import InvalidRequest, Unavailable
+from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, Unavailable
 from tickwheel.core.job import Submission
 from tickwheel.storage import PostgresStore
 from tickwheel.storage import pool as pool_module
-from tickwheel.storage.link import connect
+from tickwheel.storage.link import Link, connect
 
 from .postgres_kit import new_schema, no_pause, opened, query
 
@@ -180,6 +180,7 @@ async def test_a_new_timeline_raises_tokens_and_drops_older_connections(
         nonlocal timeline
         timeline = 2
         await store._pool.run(use)
+        assert [link.timeline for link in store._pool._idle] == [2]
         assert old.generation != store._pool._generation
 
     async def use(link: Any) -> None:
@@ -188,6 +189,41 @@ async def test_a_new_timeline_raises_tokens_and_drops_older_connections(
     await store._pool.run(old_and_new)
     assert (await claim(store, after)).fencing_token == (2 << 32) + 1
     await store.close()
+
+
+async def test_what_may_have_been_written_is_never_called_unwritten(store: PostgresStore) -> None:
+    async def cut_then_refused(link: Link) -> None:
+        if link.repeated:
+            raise Unavailable("refused")
+        await link.fetch("SELECT")
+        link.terminate()
+        raise asyncpg.ConnectionDoesNotExistError("cut by the test")
+
+    with pytest.raises(OutcomeUnknown):
+        await store._pool.run(cut_then_refused)
+
+
+async def test_a_connection_lost_before_anything_was_sent_leaves_no_doubt(
+    store: PostgresStore,
+) -> None:
+    async def cut(link: Link) -> None:
+        assert not link.repeated
+        link.terminate()
+        raise asyncpg.ConnectionDoesNotExistError("cut by the test")
+
+    with pytest.raises(Unavailable) as raised:
+        await store._pool.run(cut, attempts_max=2)
+    assert not isinstance(raised.value, OutcomeUnknown)
+
+
+async def test_a_connection_left_in_a_transaction_is_not_used_again(store: PostgresStore) -> None:
+    async def leave(link: Link) -> Link:
+        await link.script("BEGIN")
+        return link
+
+    left = await store._pool.run(leave)
+    assert left.closed
+    await add(store, new_job())
 
 
 @pytest.mark.parametrize("fields", [{"args": b"{"}, {"task": "nul\0"}, {"queue": "\ud800"}])

@@ -54,6 +54,13 @@ async def test_a_living_owner_is_left_alone(store: PostgresStore, peer: Postgres
     assert await peer.owners() == dict.fromkeys(SHARDS, "a")
 
 
+async def test_an_owner_that_shares_a_session_with_another_is_left_alone(
+    store: PostgresStore,
+) -> None:
+    await store.acquire_shards("a", HOUR_MS)
+    assert await store.acquire_shards("b", HOUR_MS) == {}
+
+
 async def test_an_owner_whose_session_ended_is_not_waited_for(
     store: PostgresStore, peer: PostgresStore
 ) -> None:

@@ -18,11 +18,21 @@ _CANCELLED_REASONS = ("cancelled", "overlap", "misfire", "schedule_changed", "pu
 _LOST_LEASES_DEFAULT = 5
 
 
-def bounds(scheduler: Scheduler, trace: Trace, *, calm: bool) -> None:
-    """Judge what the scheduler holds in memory right now; its limits, when all is `calm`.
+def overfull(scheduler: Scheduler) -> str | None:
+    """Return a lane that has more in memory than it may, for longer than a moment.
 
     A burst of submissions, or of ticks, is over the limit until the loader has come round.
     """
+    settings = scheduler.settings
+    most = settings.lane_resident_max * 5 // 4 + settings.load_page
+    for lane in scheduler._kernel.residents.lanes.values():
+        if lane.resident > most:
+            return f"{lane.resident} in {lane.name} for at most {most}"
+    return None
+
+
+def bounds(scheduler: Scheduler, trace: Trace) -> None:
+    """Judge what the scheduler holds in memory right now."""
     kernel = scheduler._kernel
     residents, leases = kernel.residents, kernel.leases
     waiting = sum(len(shard.waiting) for shard in residents.shards.values())
@@ -34,9 +44,6 @@ def bounds(scheduler: Scheduler, trace: Trace, *, calm: bool) -> None:
     for lane in residents.lanes.values():
         if lanes[lane.name] != lane.resident:
             trace.violate("memory", f"{lanes[lane.name]} in {lane.name}, not {lane.resident}")
-        most = kernel.settings.lane_resident_max * 5 // 4 + kernel.settings.load_page
-        if calm and lane.resident > most:
-            trace.violate("I16", f"{lane.resident} in {lane.name} for at most {most}")
     running = Counter(lease.queue for lease in leases.all())
     if running != +leases.running:
         trace.violate("memory", f"{running} leases and {leases.running} are counted")

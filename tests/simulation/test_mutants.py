@@ -102,7 +102,7 @@ def test_a_queue_limit_that_is_ignored_is_caught(monkeypatch: pytest.MonkeyPatch
 
 def test_running_rows_that_nobody_adopts_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sweeper, "_adopt", lambda *_: None)
-    assert caught() == "I4"
+    assert caught(shape=replace(_BUSY, max_running=(None, None))) == "I4"
 
 
 def test_doubtful_rows_that_nobody_reads_again_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import random
 
 from simulation.faults import Faults
 
-_LATE_SECONDS_MAX = 12.0
+_LATE_SECONDS = (0.01, 1.0, 12.0)
 
 
 class Weather:
@@ -30,7 +30,7 @@ class Weather:
 
     def late_seconds(self) -> float:
         """Return how long a write that nobody waits for is still on its way."""
-        return self._rng.choice((0.0, self._rng.uniform(0, _LATE_SECONDS_MAX)))
+        return self._rng.uniform(0, self._rng.choice(_LATE_SECONDS))
 
     def store_seconds(self) -> float:
         """Return how long half a round trip to the store takes."""

@@ -27,6 +27,7 @@ from tickwheel.core.protocol import (
 )
 
 _WAIT_MS = 2_000
+_WAIT_MS_PARTIAL = 200
 _TIMEOUT_SECONDS = 1.0
 _BACKOFF_SECONDS = 0.2
 _EMPTY_SECONDS = 0.05
@@ -168,7 +169,9 @@ class SimWorker:
 
     def _polling(self, worker_id: str, seq: int, slots: dict[str, int]) -> Serve[PollAnswer]:
         async def serve(scheduler: Scheduler) -> PollAnswer:
-            answer = await scheduler.workers.poll(worker_id, seq, slots, _WAIT_MS)
+            # Not for long with a queue left out: a slot for it may become free meanwhile.
+            wait_ms = _WAIT_MS if min(slots.values()) else _WAIT_MS_PARTIAL
+            answer = await scheduler.workers.poll(worker_id, seq, slots, wait_ms)
             self._ledger.answered(worker_id, slots, answer)
             return answer
 

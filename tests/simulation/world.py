@@ -12,7 +12,6 @@ complete description of a run.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from simulation.checkers import bounds, verdict
+from simulation.checkers import bounds, overfull, verdict
 from simulation.client import RETRY, SimClient
 from simulation.faults import Faults, Shape, draw_faults, draw_shape
 from simulation.ledger import Ledger
@@ -40,7 +39,8 @@ from tickwheel.storage import MemoryStore
 RECOVERY_SECONDS = 120.0
 _LOOK_SECONDS = 0.25
 _OPERATOR_SECONDS = 2.0
-_SETTLE_SECONDS = 3.0
+_OVERFULL_LOOKS_MAX = 52
+"""Longer than the loader may wait for the slowest store."""
 _DAY_MS = 86_400_000
 
 
@@ -102,7 +102,7 @@ class World:
             )
             for name in (f"client-{number}" for number in range(shape.clients))
         ]
-        self._calm_seconds = math.inf
+        self._overfull = 0
         loop.set_exception_handler(self._failed)
 
     async def run(self) -> None:
@@ -145,8 +145,14 @@ class World:
             await asyncio.sleep(_LOOK_SECONDS)
             self._node.check_parts()
             if self._node.scheduler is not None:
-                calm = self._loop.time() >= self._calm_seconds + _SETTLE_SECONDS
-                bounds(self._node.scheduler, self.trace, calm=calm)
+                bounds(self._node.scheduler, self.trace)
+                self._check_overfull(self._node.scheduler)
+
+    def _check_overfull(self, scheduler: Scheduler) -> None:
+        lane = overfull(scheduler)
+        self._overfull = self._overfull + 1 if lane else 0
+        if self._overfull > _OVERFULL_LOOKS_MAX:
+            self.trace.violate("I16", lane or "")
 
     async def _recover(self) -> None:
         until = self._loop.time() + RECOVERY_SECONDS
@@ -228,6 +234,10 @@ class World:
         self._weather.stormy = False
         self._loop.kill("clients")
         self._node.calm()
+        while not await self._let_all_run():
+            self._node.start()
+            await asyncio.sleep(_LOOK_SECONDS)
+        # Only now, or a schedule's whole horizon would come due at once.
         last_ms = max((job.run_at_ms for job in self._rows.unfinished()), default=0)
         for clock in (self._clock, self._store_clock):
             clock.step(
@@ -237,10 +247,6 @@ class World:
             worker.crash()
             worker.mix = Mix(worker.mix.fail_share, 0.0, 200)
             worker.start()
-        while not await self._let_all_run():
-            self._node.start()
-            await asyncio.sleep(_LOOK_SECONDS)
-        self._calm_seconds = self._loop.time()
 
     async def _let_all_run(self) -> bool:
         """Resume the queues and pause the schedules; False if nobody serves that yet."""
