@@ -10,7 +10,7 @@ VERSIONS := 3.11 3.12 3.13
 CORES := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow smoke check bench format node clean
+.PHONY: help demo test test-fast test-slow smoke check bench format tools clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ help: ## show this
 demo: $(VENV)/.run ## half a minute of the real thing: Postgres, a server, two workers, 20,000 jobs, a kill
 	$(BIN)/tickwheel demo
 
-test: node test-fast test-slow smoke ## run all tests, on the built wheel
+test: tools test-fast test-slow smoke ## run all tests, on the built wheel
 
 check: $(VENV)/.dev ## format, lint, types, direction of imports
 	$(BIN)/ruff format --check .
@@ -69,7 +69,7 @@ dist/.built: $(SOURCES) | $(VENV)/.dev
 test-fast: .venvs/main/.stamp ## unit, property and simulation tests
 	.venvs/main/bin/pytest -q -n $(CORES) $(FAST)
 
-test-slow: node .venvs/main/.stamp ## tests with real databases and processes
+test-slow: tools .venvs/main/.stamp ## tests with real databases and processes
 	.venvs/main/bin/pytest -q -n $(CORES) --dist loadfile $(SLOW)
 
 smoke: $(VERSIONS:%=smoke-%) ## the essentials, on every other supported Python present
@@ -83,8 +83,10 @@ smoke-%: dist/.built
 	.venvs/$*/bin/python $(PIP) --no-deps --force-reinstall dist/*.whl && \
 	.venvs/$*/bin/pytest -q tests/smoke
 
-node:
-	@command -v node >/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm; \
-	else echo "the tests of the dashboard need Node.js: install it, then run this again"; exit 1; fi
+tools:
+	@for tool in node:nodejs curl:curl; do \
+		command -v $${tool%:*} >/dev/null && continue; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends $${tool#*:} || exit 1; \
+		else echo "the tests need $${tool%:*}: install it, then run this again"; exit 1; fi; \
+	done

@@ -89,7 +89,7 @@ def killed_parent(data_dir: Path) -> None:
 
 async def eventually(check: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS_MAX):
-        while not check():  # noqa: ASYNC110
+        while not check():
             await asyncio.sleep(0.02)
 
 
