@@ -18,7 +18,8 @@ from .clock import Clock
 from .depths import Depths
 from .errors import NotFound
 from .lease import Lease, LeaseTable
-from .ports import Metrics, Store
+from .metrics import Metrics
+from .ports import Store
 from .queue import Queue
 from .rates import Rates
 from .residents import Residents

@@ -146,7 +146,11 @@ class QueueStore(Protocol):
         ...
 
     async def put_queue(self, queue: Queue) -> Queue:
-        """Insert or replace the queue's settings; `priorities` is only ever added to."""
+        """Insert the queue, or replace its settings but `paused`; `priorities` are only added to."""
+        ...
+
+    async def pause_queue(self, name: str, paused: bool, reason: str | None) -> Queue | None:
+        """Set `paused` and its reason, nothing else; None: there is no such queue."""
         ...
 
     async def purge(self, queue: str, now_ms: int, limit: int) -> list[str]:
@@ -346,53 +350,3 @@ class Store(JobStore, QueueStore, DeadLetterStore, ScheduleStore, ShardStore, Ke
         Called every minute by one scheduler at a time; return counts of what was done by name.
         """
         ...
-
-
-class Metrics(Protocol):
-    """What is counted. Every method is cheap, synchronous, and never raises."""
-
-    def submitted(self, queue: str, jobs: int) -> None:
-        """Jobs were acknowledged."""
-        ...
-
-    def fired(self, queue: str, lag_ms: Sequence[int]) -> None:
-        """Jobs were handed to a worker, each so many ms after its time."""
-        ...
-
-    def settled(self, queue: str, outcome: str, jobs: int) -> None:
-        """Attempts ended: `succeeded`, `retried`, `dead`, `cancelled`, `released`, `lost`."""
-        ...
-
-    def stale(self, jobs: int) -> None:
-        """Reports were rejected, because their token is no longer current."""
-        ...
-
-    def batch(self, name: str, rows: int, milliseconds: float) -> None:
-        """A batch went to the store: `append`, `claim`, `settle`, `load`, `sweep`."""
-        ...
-
-    def found_by_sweep(self, jobs: int) -> None:
-        """The sweep found jobs that memory had missed."""
-        ...
-
-
-class NoMetrics:
-    """Counts nothing."""
-
-    def submitted(self, queue: str, jobs: int) -> None:
-        """Count nothing."""
-
-    def fired(self, queue: str, lag_ms: Sequence[int]) -> None:
-        """Count nothing."""
-
-    def settled(self, queue: str, outcome: str, jobs: int) -> None:
-        """Count nothing."""
-
-    def stale(self, jobs: int) -> None:
-        """Count nothing."""
-
-    def batch(self, name: str, rows: int, milliseconds: float) -> None:
-        """Count nothing."""
-
-    def found_by_sweep(self, jobs: int) -> None:
-        """Count nothing."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import builtins
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .dispatcher import Dispatcher
+from .errors import NotFound
 from .job import CURSOR_START, Cursor
 from .kernel import Kernel
 from .queue import Queue
@@ -50,21 +51,16 @@ class Queues:
         return self._kernel.queues.known(name)
 
     async def put(self, queue: Queue) -> Queue:
-        """Set the queue's settings, making it if need be."""
-        stored = await self._kernel.store.put_queue(queue)
-        self._kernel.queues.note(stored)
-        if stored.paused:
-            self._dispatcher.release_held(stored.name)
-        self._kernel.alarm.ring()
-        return stored
+        """Set the queue's settings but whether it is paused, making it if need be."""
+        return self._changed(await self._kernel.store.put_queue(queue))
 
     async def pause(self, name: str, reason: str | None = None) -> Queue:
         """Stop handing out the queue's jobs; raise `NotFound`."""
-        return await self.put(replace(await self.get(name), paused=True, paused_reason=reason))
+        return await self._set_paused(name, True, reason)
 
     async def resume(self, name: str) -> Queue:
         """Hand out the queue's jobs again; raise `NotFound`."""
-        return await self.put(replace(await self.get(name), paused=False, paused_reason=None))
+        return await self._set_paused(name, False, None)
 
     async def purge(self, name: str) -> int:
         """Cancel all of the queue's waiting jobs, page by page; return how many. `NotFound`."""
@@ -104,6 +100,19 @@ class Queues:
         """Return all queues by name."""
         await self._kernel.queues.refresh()
         return self._kernel.queues.all()
+
+    async def _set_paused(self, name: str, paused: bool, reason: str | None) -> Queue:
+        stored = await self._kernel.store.pause_queue(name, paused, reason)
+        if stored is None:
+            raise NotFound(f"there is no queue {name!r}")
+        return self._changed(stored)
+
+    def _changed(self, stored: Queue) -> Queue:
+        self._kernel.queues.note(stored)
+        if stored.paused:
+            self._dispatcher.release_held(stored.name)
+        self._kernel.alarm.ring()
+        return stored
 
     async def _oldest_ms(self, queue: Queue, now_ms: int) -> int | None:
         oldest_ms = self._kernel.residents.ready.oldest_run_at_ms(queue.name)

@@ -29,8 +29,9 @@ from .kernel import Kernel, report_failure
 from .lease import Lease
 from .loader import Loader
 from .local import LocalWorker, encode, handler_of, ms_of, spec_of
+from .metrics import Metrics, NoMetrics
 from .ownership import Ownership
-from .ports import Metrics, NoMetrics, Store
+from .ports import Store
 from .queues import Queues
 from .schedule import JobTemplate, Schedule, ScheduleSpec
 from .schedules import Schedules

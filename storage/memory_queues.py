@@ -39,10 +39,22 @@ class MemoryQueues:
         return row
 
     async def put_queue(self, queue: Queue) -> Queue:
-        """Insert or replace the queue's settings; `priorities` is only ever added to."""
+        """Insert the queue, or replace its settings but `paused`; `priorities` are only added to."""
         before = self._tables.queues.get(queue.name, queue)
-        row = replace(queue, priorities=queue.priorities | before.priorities)
+        row = replace(
+            queue,
+            priorities=queue.priorities | before.priorities,
+            paused=before.paused,
+            paused_reason=before.paused_reason,
+        )
         self._tables.queues[queue.name] = row
+        return row
+
+    async def pause_queue(self, name: str, paused: bool, reason: str | None) -> Queue | None:
+        """Set `paused` and its reason, nothing else; None: there is no such queue."""
+        row = self._tables.queues.get(name)
+        if row is not None:
+            row = self._tables.queues[name] = replace(row, paused=paused, paused_reason=reason)
         return row
 
     async def purge(self, queue: str, now_ms: int, limit: int) -> list[str]:

@@ -24,8 +24,13 @@ class PgQueues(PgBase):
         return await self._write_queue("touch_lane", Queue(queue, priorities=1 << priority))
 
     async def put_queue(self, queue: Queue) -> Queue:
-        """Insert or replace the queue's settings; `priorities` is only ever added to."""
+        """Insert the queue, or replace its settings but `paused`; `priorities` are only added to."""
         return await self._write_queue("put_queue", queue)
+
+    async def pause_queue(self, name: str, paused: bool, reason: str | None) -> Queue | None:
+        """Set `paused` and its reason, nothing else; None: there is no such queue."""
+        rows = await self._fetch("pause_queue", name, paused, reason)
+        return _queue(rows[0]) if rows else None
 
     async def dead_letters(
         self, where: JobFilter, after: Cursor | None, limit: int

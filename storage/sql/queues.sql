@@ -21,9 +21,11 @@ ON CONFLICT (name) DO UPDATE
         max_attempts = excluded.max_attempts,
         priority = excluded.priority,
         options = excluded.options,
-        paused = excluded.paused,
-        paused_reason = excluded.paused_reason,
         priorities = q.priorities | excluded.priorities
+RETURNING {queue_columns};
+
+-- name: pause_queue
+UPDATE {schema}.queues SET paused = $2, paused_reason = $3 WHERE name = $1
 RETURNING {queue_columns};
 
 -- name: dead_letters

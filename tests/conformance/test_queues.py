@@ -65,8 +65,25 @@ async def test_a_queue_comes_back_as_it_was_put(store: Store, peer: Store) -> No
 async def test_putting_replaces_settings_but_not_priorities(store: Store) -> None:
     await store.put_queue(FULL)
     plain = Queue("mail", priorities=0b1)
-    assert await store.put_queue(plain) == replace(plain, priorities=0b101)
-    assert await store.queues() == [replace(plain, priorities=0b101)]
+    kept = replace(plain, priorities=0b101, paused=True, paused_reason="deploy é")
+    assert await store.put_queue(plain) == kept
+    assert await store.queues() == [kept]
+
+
+async def test_a_pause_and_new_settings_never_undo_each_other(store: Store) -> None:
+    queue = await store.put_queue(replace(FULL, paused=False, paused_reason=None))
+    paused = await store.pause_queue("mail", True, "deploy")
+    assert paused == replace(queue, paused=True, paused_reason="deploy")
+    again = await store.put_queue(replace(queue, max_depth=11))
+    assert again == replace(paused, max_depth=11)
+    resumed = await store.pause_queue("mail", False, None)
+    assert resumed == replace(queue, max_depth=11)
+    assert await store.queues() == [resumed]
+
+
+async def test_a_queue_that_is_not_there_is_not_paused(store: Store) -> None:
+    assert await store.pause_queue("mail", True, None) is None
+    assert await store.queues() == []
 
 
 async def test_queues_are_answered_by_name(store: Store) -> None:

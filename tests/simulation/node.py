@@ -17,7 +17,7 @@ from simulation.weather import Weather
 from tickwheel.core import Scheduler
 from tickwheel.core.clock import Clock
 from tickwheel.core.errors import Unavailable
-from tickwheel.core.ports import NoMetrics
+from tickwheel.core.metrics import NoMetrics
 from tickwheel.core.settings import Settings
 from tickwheel.storage import MemoryStore
 

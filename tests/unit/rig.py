@@ -13,7 +13,8 @@ from typing import Any, cast
 from tickwheel.core import JobSpec, OutcomeUnknown, Scheduler, Settings, Unavailable
 from tickwheel.core.job import JobFilter, State
 from tickwheel.core.lease import Lease
-from tickwheel.core.ports import Metrics, Store
+from tickwheel.core.metrics import Metrics
+from tickwheel.core.ports import Store
 from tickwheel.core.protocol import (
     Outcome,
     PollAnswer,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from unit.rig import (
@@ -83,7 +82,7 @@ def test_a_pause_by_another_scheduler_is_seen_within_a_second() -> None:
             hand = await Hand(scheduler).join()
             await submit(scheduler)
             await hand.work(1)
-            await store.put_queue(replace(await scheduler.queues.get("default"), paused=True))
+            await store.pause_queue("default", True, None)
             await asyncio.sleep(1.1)
             await submit(scheduler)
             assert await hand.poll(5_000) == []

@@ -9,7 +9,7 @@ from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_
 
 from tickwheel.core import Unavailable
 from tickwheel.core.job import State
-from tickwheel.core.ports import NoMetrics
+from tickwheel.core.metrics import NoMetrics
 from tickwheel.core.protocol import Outcome
 from tickwheel.core.testing import VirtualClock, run
 

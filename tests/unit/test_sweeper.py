@@ -20,7 +20,8 @@ from unit.rig import (
 from tickwheel.core.ids import mint
 from tickwheel.core.job import Claim, NewJob, State, Submission
 from tickwheel.core.kernel import QueueBook
-from tickwheel.core.ports import NoMetrics, Store
+from tickwheel.core.metrics import NoMetrics
+from tickwheel.core.ports import Store
 from tickwheel.core.queue import Queue
 from tickwheel.core.testing import VirtualClock, run
 
@@ -180,7 +181,9 @@ def test_a_pause_is_not_undone_by_a_query_that_was_under_way() -> None:
         store.late["queues"] = asyncio.Event()
         reading = asyncio.create_task(book.refresh())
         await asyncio.sleep(0)
-        book.note(await store.put_queue(Queue("q", paused=True, priorities=1)))
+        paused = await store.pause_queue("q", True, None)
+        assert paused is not None
+        book.note(paused)
         await book.touch("new", 3)
         store.late["queues"].set()
         await reading
