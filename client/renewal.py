@@ -120,8 +120,9 @@ class Keeper(threading.Thread):
 
     def _failed(self, error: ClientError) -> None:
         self._failures += 1
-        if self._failures == 1 or isinstance(error, NotAllowed):
-            LOG.warning("no renewal: %s", error)
+        if self._failures % TELL_EVERY == 1 or isinstance(error, NotAllowed):
+            what = "can't reach" if self.worker_id is None else "no renewal at"
+            LOG.warning("%s %s: %s; trying again", what, self._line.url, error)
         fatal = isinstance(error, ProblemError) and not isinstance(error, TryLater)
         if fatal and not self._ever_registered:
             self._events.failed(error)

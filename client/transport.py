@@ -45,7 +45,7 @@ def base_url(url: str) -> str:
     """Return `url` without its trailing slash; raise ValueError unless it is http(s)://host…"""
     parsed = URL(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"not the URL of a scheduler: {url!r}")
+        raise ValueError(f"not the URL of a scheduler, like http://localhost:8080: {url!r}")
     return str(parsed.with_query(None).with_fragment(None)).rstrip("/")
 
 

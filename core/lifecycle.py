@@ -10,8 +10,9 @@ state. "Due", "late" and "retrying" are derived from the row and never stored.
 
 An attempt ends in exactly one `Settlement`. Three budgets are kept apart: `failures` counts
 attempts that ended in failure, against `max_attempts`; `lost_leases` counts leases that ran out,
-against `lost_leases_max` (a job that kills its workers never reports a failure); `releases` are
-free `RELEASES_FREE` times and then count as failures, so that nothing goes round for ever.
+against `lost_leases_max` (a job that kills its workers never reports a failure); `releases` by
+workers are free `RELEASES_FREE` times and then count as failures, so that nothing goes round for
+ever.
 """
 
 from __future__ import annotations
@@ -65,11 +66,14 @@ def settle_cancelled(lease: Lease, now_ms: int, error: bytes | None = None) -> S
 
 
 def settle_released(lease: Lease, now_ms: int) -> Settlement:
-    """Return what giving the job back makes of it: available at once, at first uncharged."""
+    """Return what giving the job back makes of it: available at once, at first uncharged.
+
+    What was never sent is not even counted: no worker had a say in it.
+    """
     if lease.cancel_requested:
         return settle_cancelled(lease, now_ms)
-    releases = lease.releases + 1
-    if releases <= RELEASES_FREE:
+    releases = lease.releases + bool(lease.sent_ms)
+    if releases <= RELEASES_FREE or not lease.sent_ms:
         return _settlement(
             lease,
             State.SCHEDULED,

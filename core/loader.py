@@ -19,6 +19,7 @@ from .residents import ID_LAST, LaneCursor
 _LOADS_IN_FLIGHT_MAX = 4
 _FIRST_PAGE = 1_000
 _BUSY_CHECK_MS = 50
+_LANES_PER_MS = 50
 _BACKOFF_MS = 500
 _ADMIT_SLICE = 500
 
@@ -46,7 +47,9 @@ class Loader:
                 await asyncio.gather(*[self._load(lane, page) for lane, page in loads])
                 await alarm.wait(_BACKOFF_MS if self.failed else 0)
             else:
-                await alarm.wait(_BUSY_CHECK_MS if residents.total else 1_000)
+                # Looking at a lane costs about a microsecond; many lanes are looked at less often.
+                busy_ms = _BUSY_CHECK_MS + len(residents.lanes) // _LANES_PER_MS
+                await alarm.wait(busy_ms if residents.total else 1_000)
 
     def loaded(self) -> bool:
         """Tell whether every lane has been loaded at least once."""

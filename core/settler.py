@@ -138,4 +138,5 @@ def _outcome_name(lease: Lease, settlement: Settlement) -> str:
         return settlement.state.value
     if settlement.lost_leases > lease.lost_leases:
         return "lost"
-    return "released" if settlement.releases > lease.releases else "retried"
+    uncharged = settlement.attempt < lease.attempt
+    return "released" if uncharged or settlement.releases > lease.releases else "retried"

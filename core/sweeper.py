@@ -20,6 +20,8 @@ from .lifecycle import ENDED
 from .residents import ID_LAST
 
 _PAGES_MAX = 10
+_LANES_MAX = 300
+"""Lanes swept in one pass: with more, each has its turn every so many seconds."""
 _REREADS_MAX = 1_000
 _COUNT_MS = 10_000
 
@@ -32,6 +34,7 @@ class Sweeper:
         self._swept: dict[str, Cursor] = {}
         self._full_at_ms = 0
         self._count_at_ms = 0
+        self._turn = 0
         self.recover = asyncio.Event()
         """Set when running rows are to be adopted: after a start or a take-over."""
         self.progress_ms = 0
@@ -56,7 +59,10 @@ class Sweeper:
             self._full_at_ms = monotonic_ms + kernel.settings.full_sweep_ms
             self._swept.clear()
             self.recover.set()
-        for name in list(kernel.residents.lanes):
+        names = list(kernel.residents.lanes)
+        turn = names[self._turn :][:_LANES_MAX]
+        self._turn = 0 if self._turn + _LANES_MAX >= len(names) else self._turn + _LANES_MAX
+        for name in turn:
             await self._sweep(name)
         if monotonic_ms >= self._count_at_ms:
             self._count_at_ms = monotonic_ms + _COUNT_MS

@@ -234,7 +234,7 @@ class Workers:
         kernel = self._kernel
         job_id = check(job_id)
         job = await kernel.store.get(job_id)
-        if job is None or job.fencing_token != token:
+        if job is None or job.fencing_token != token or job.queue not in session.queues:
             return _STALE
         if job.state is State.RUNNING:
             if kernel.leases.get(job_id) is None:

@@ -9,6 +9,7 @@ from tickwheel.core.errors import Unavailable
 from .auth import Principal
 from .http import Context, reply
 from .metrics import CONTENT_TYPE
+from .problems import Forbidden
 
 _ALIVE = b'{"status":"ok"}'
 
@@ -27,7 +28,9 @@ async def readyz(context: Context, request: web.Request, who: Principal) -> web.
 
 
 async def metrics(context: Context, request: web.Request, who: Principal) -> web.Response:
-    """Return the metrics in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format; they tell of all queues."""
+    if who.queues is not None:
+        raise Forbidden("metrics are of all queues, and this key is limited to some")
     headers = {hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.SERVER: "tickwheel"}
     return web.Response(body=context.metrics.expose(), headers=headers)
 

@@ -9,7 +9,7 @@ from tickwheel.core.errors import NotFound
 from tickwheel.core.job import JobFilter
 
 from . import wire
-from .api_jobs import FILTERS, job_filter, place, purpose_of, sealed
+from .api_jobs import FILTERS, fitting, job_filter, place, purpose_of, sealed
 from .auth import Principal
 from .http import Context, Query, read_body, reply
 from .wire_jobs import dead_letter_resource
@@ -89,9 +89,12 @@ async def list_dead_letters(context: Context, request: web.Request, who: Princip
     purpose = purpose_of("dead-letters", where, who)
     after = place(query.cursor(context, purpose))
     letters, following = await context.scheduler.dead_letters.list(where, after, query.limit())
+    count = fitting(letter.job for letter in letters)
+    if count < len(letters):
+        following = (letters[count - 1].died_at_ms, letters[count - 1].job.id)
     return reply(
         {
-            "dead_letters": [dead_letter_resource(letter) for letter in letters],
+            "dead_letters": [dead_letter_resource(letter) for letter in letters[:count]],
             "next_cursor": sealed(context, following, purpose),
         }
     )

@@ -19,7 +19,7 @@ from .cursors import Cursors
 from .http import BODY_BYTES_MAX, Context, QueueDefaults
 from .metrics import ServerMetrics
 from .openapi import describe
-from .problems import answer
+from .problems import PARSER_LOG, answer
 from .routes import ROUTES, Route
 
 KEEPALIVE_SECONDS = 75.0
@@ -62,10 +62,13 @@ def make_runner(app: web.Application) -> web.AppRunner:
     return web.AppRunner(
         app,
         access_log=None,
+        # A body with a coding is refused: inflating a bomb first would hold up the loop.
+        auto_decompress=False,
         handle_signals=False,
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS,
         lingering_time=LINGERING_SECONDS,
+        logger=PARSER_LOG,
         shutdown_timeout=SHUTDOWN_SECONDS_MAX,
     )
 

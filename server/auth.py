@@ -129,7 +129,7 @@ class Auth:
         if self._loopback_only and not is_loopback(_host_name(host)):
             raise Forbidden("without keys only requests to loopback", code="foreign_host")
         origin = headers.get(hdrs.ORIGIN)
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _authority(origin) != host.lower():
             raise Forbidden("without keys no cross-site requests", code="cross_site")
         if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             raise Forbidden("without keys no cross-site requests", code="cross_site")
@@ -169,6 +169,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(authority: str) -> str:

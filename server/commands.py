@@ -126,11 +126,14 @@ def create(
     expires_at_ms = None if expires_in is None else now_ms + round(expires_in * 1000)
     key, token = new_key(name, scopes or SCOPES, queues or None, now_ms, expires_at_ms)
 
-    async def work(store: PostgresStore) -> None:
+    async def work(store: PostgresStore) -> bool:
+        first = not await store.keys()
         await store.put_key(key)
         await store.audit(ACTOR, "key.create", key.id, now_ms)
+        return first
 
-    on_store(work, **where)
+    if on_store(work, **where):
+        out.warn("the first key: from now on every request needs one, workers' included")
     if not out.as_json:
         out.warn(f"key {key.id} is made; its token is shown only now:")
     out.done(token, {**_resource(key), "token": token})
@@ -141,7 +144,7 @@ def create(
 @as_json
 def list_keys(out: Output, **where: Any) -> None:
     """List the keys, revoked ones too."""
-    stored = on_store(lambda store: store.keys(), **where)
+    stored = on_store(lambda store: store.keys(), make=False, **where)
     names = ("id", "name", "scopes", "queues", "created_at", "expires_at", "revoked_at")
     out.items([_resource(key) for key in stored], fields(names))
 
@@ -164,7 +167,7 @@ def revoke(key_id: str, out: Output, **where: Any) -> None:
             await store.audit(ACTOR, "key.revoke", key_id, now_ms)
         return key
 
-    key = on_store(work, **where)
+    key = on_store(work, make=False, **where)
     out.done(f"{key_id} is revoked", _resource(key))
 
 
@@ -201,14 +204,18 @@ def on_store(
     dsn: str | None,
     data_dir: Path | None,
     schema: str,
+    make: bool = True,
 ) -> T:
-    """Return what `work` does on the store, opened for it."""
+    """Return what `work` does on the store, opened for it.
+
+    Says on standard error which embedded database that is. `make`: whether it may be a new one.
+    """
     dsn, data_dir = chosen(dsn, data_dir)
 
     async def main() -> T:
         from tickwheel.storage import PostgresStore
 
-        async with _reachable(dsn, data_dir) as reached:
+        async with _reachable(dsn, data_dir, make) as reached:
             store = PostgresStore(reached, schema=schema, pool_size=1)
             try:
                 await store.open()
@@ -220,7 +227,7 @@ def on_store(
 
 
 @asynccontextmanager
-async def _reachable(dsn: str | None, data_dir: Path | None) -> AsyncIterator[str]:
+async def _reachable(dsn: str | None, data_dir: Path | None, make: bool) -> AsyncIterator[str]:
     """Yield the DSN; an embedded server runs already, or for as long as it is needed."""
     if dsn is not None:
         yield dsn
@@ -228,10 +235,14 @@ async def _reachable(dsn: str | None, data_dir: Path | None) -> AsyncIterator[st
     from tickwheel.storage.embedded import EmbeddedPostgres, running_dsn
 
     found = running_dsn(data_dir)
+    postgres = EmbeddedPostgres(data_dir)
+    if found is None and not postgres.exists() and not make:
+        raise NotFound(f"there is no database in {postgres.data_dir}: give --data-dir or --dsn")
+    known = "" if found is not None or postgres.exists() else "new "
+    click.echo(f"the {known}database in {postgres.data_dir}", err=True)
     if found is not None:
         yield found
         return
-    postgres = EmbeddedPostgres(data_dir)
     started = await postgres.start()
     try:
         yield started

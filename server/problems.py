@@ -3,7 +3,8 @@
 A handler raises; nothing but `answer` knows a status. What the server refuses on its own account
 (a body that is no JSON, a missing key) are errors of this module, beside the core's. An exception
 that is not in the table is a defect: it is logged in full under the `request_id` that the caller
-gets, and the caller gets nothing else of it. No answer repeats raw input.
+gets, and the caller gets nothing else of it. No answer repeats raw input, and no log does: what
+the parser refuses before there is a request is one line without it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from http import HTTPStatus
 import msgspec
 import orjson
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tickwheel.core.errors import (
     Conflict,
@@ -32,11 +34,25 @@ from tickwheel.core.errors import (
 CONTENT_TYPE = "application/problem+json"
 INSTANCE_CHARS_MAX = 256
 LOG = logging.getLogger("tickwheel.server")
+PARSER_LOG = logging.getLogger("tickwheel.server.parser")
 
 _AT = re.compile(r"^(?P<detail>.*?)(?: - at (?:`key` in )?`(?P<path>\$.*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _ECHO = re.compile(r"Invalid (?P<what>[a-z ]+?) (?:'.*'|\d.*|-\d.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def _without_input(record: logging.LogRecord) -> bool:
+    """Cut a record of what the parser refused: its exception quotes headers, secrets included."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.msg = f"{record.msg}: not HTTP ({type(error).__name__})"
+        record.exc_info = record.exc_text = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
+PARSER_LOG.addFilter(_without_input)
 
 
 class InvalidJSON(TickwheelError):

@@ -17,6 +17,7 @@ from tickwheel.core.errors import InvalidRequest
 from tickwheel.core.schedule import DAY_MS, JobTemplate, Schedule, ScheduleSpec
 
 from . import wire
+from .problems import TooLarge
 from .wire_jobs import Template, check_tags, options
 
 NEXT_FIRE_TIMES = 5
@@ -112,7 +113,7 @@ def _to_template(request: Template) -> JobTemplate:
             options=options(request, request.headers),
             tags=check_tags(request.tags),
         )
-    except InvalidRequest as error:
+    except (InvalidRequest, TooLarge) as error:
         error.pointer = f"/job{error.pointer}"
         raise
 

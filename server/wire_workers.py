@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -158,13 +158,17 @@ def mend(body: bytes) -> bytes:
     """Return a report that no strict parser takes as one that it does, or raise `InvalidJSON`.
 
     Bytes that aren't UTF-8 and lone surrogates become replacement marks, NaN and the infinities
-    null; of a name given twice the last one counts.
+    null; of a name given twice the last one counts. A result that can't be mended, for its depth
+    or an integer beyond all floats, becomes the note that it isn't stored, and progress null.
     """
     try:
         text = body.decode("utf-8", "replace")
-        loose = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-        return json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace")
-    except (ValueError, RecursionError):
+        loose = json.loads(
+            text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_integer
+        )
+        _drop_unstorable(loose)
+        return _encode(loose)
+    except (TypeError, ValueError, RecursionError):
         raise InvalidJSON("the body is not valid JSON") from None
 
 
@@ -173,12 +177,43 @@ def _finite(text: str) -> float | None:
     return value if abs(value) != float("inf") else None
 
 
+def _integer(text: str) -> int | bytes:
+    """Return the integer; as bytes, which no encoder takes, if it is beyond all floats."""
+    return text.encode() if _finite(text) is None else int(text)
+
+
+def _drop_unstorable(report: Any) -> None:
+    """Replace the results and progress of a loosely parsed report that can't be encoded."""
+    for kind, field in (("succeeded", "result"), ("running", "progress")):
+        items = report.get(kind) if isinstance(report, dict) else None
+        for item in items if isinstance(items, list) else ():
+            if not (isinstance(item, dict) and field in item):
+                continue
+            try:
+                text = _encode(item[field])
+                wire.check_json(text)
+                unstorable = wire.too_deep(text)
+            except (TypeError, InvalidJSON):
+                unstorable = True
+            if unstorable:
+                text = _encode(item[field], default=bytes.decode)
+                item[field] = _not_stored(len(text)) if field == "result" else None
+
+
+def _encode(value: Any, default: Callable[[Any], str] | None = None) -> bytes:
+    return json.dumps(value, ensure_ascii=False, default=default).encode("utf-8", "replace")
+
+
+def _not_stored(size: int) -> dict[str, Any]:
+    return {"not_stored": "too large or nested too deep", "bytes": size}
+
+
 def _result(raw: msgspec.Raw) -> bytes | None:
     text = bytes(raw)
     if text == b"null":
         return None
     if len(text) > RESULT_BYTES_MAX or wire.too_deep(text):
-        return orjson.dumps({"not_stored": "too large or nested too deep", "bytes": len(text)})
+        return orjson.dumps(_not_stored(len(text)))
     return text
 
 

@@ -89,6 +89,10 @@ class EmbeddedPostgres:
         """Where the database lives."""
         return self._dir.path
 
+    def exists(self) -> bool:
+        """Tell whether there is a database in the directory."""
+        return (self._dir.pgdata / "PG_VERSION").exists()
+
     async def start(self) -> str:
         """Start the server, or adopt one left running, and return its DSN once it is ready.
 

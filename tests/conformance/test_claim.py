@@ -72,7 +72,9 @@ async def test_a_running_job_is_not_claimed_again_not_even_by_its_owner(store: S
     assert await row_of(store, job.id) == before
 
 
-@pytest.mark.parametrize("stale", [{"run_at_ms": NOW + 1}, {"fencing_token": 1}], ids=str)
+@pytest.mark.parametrize(
+    "stale", [{"run_at_ms": NOW + 1}, {"fencing_token": 1}], ids=["time", "token"]
+)
 async def test_a_claim_by_a_stale_view_gets_nothing(store: Store, stale: dict[str, Any]) -> None:
     job = new_job()
     await add(store, job)

@@ -177,7 +177,9 @@ async def test_a_waiting_job_ends_without_an_attempt(store: Store, state: State)
     assert await row_of(store, job.id) == row
 
 
-@pytest.mark.parametrize("stale", [{"run_at_ms": NOW + 1}, {"fencing_token": 1}], ids=str)
+@pytest.mark.parametrize(
+    "stale", [{"run_at_ms": NOW + 1}, {"fencing_token": 1}], ids=["time", "token"]
+)
 async def test_a_job_that_is_not_as_it_was_seen_goes_on_waiting(
     store: Store, stale: dict[str, Any]
 ) -> None:

@@ -375,3 +375,11 @@ def test_off_a_terminal_no_line_is_cut(capsys: pytest.CaptureFixture[str]) -> No
         [{"name": "x" * 300, "id": "y" * 36}], cli_output.fields(["name", "id"])
     )
     assert f"{'x' * 300} {'y' * 36}" in capsys.readouterr().out.replace("  ", " ")
+
+
+def test_listing_keys_where_there_is_no_database_makes_none(tmp_path: Path) -> None:
+    folder = tmp_path / "typo"
+    outcome = invoke("keys", "list", "--data-dir", str(folder))
+    assert outcome.exit_code == 1
+    assert f"there is no database in {folder}" in outcome.output
+    assert not folder.exists()

@@ -25,11 +25,13 @@ from zoneinfo import ZoneInfo
 import asyncpg
 import pytest
 
+from tickwheel.core import Scheduler
 from tickwheel.core.cron import CronExpression, InvalidSchedule
 from tickwheel.server.commands import serve
 from tickwheel.server.metrics import ServerMetrics
 from tickwheel.server.problems import STATUS
 from tickwheel.server.routes import ROUTES
+from tickwheel.storage import MemoryStore
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -275,7 +277,9 @@ def test_every_address_that_is_named_exists() -> None:
 
 def test_every_metric_is_told_and_none_that_is_not_there() -> None:
     told = set(re.findall(r"tickwheel_[a-z_]+[a-z]", OPERATIONS.read_text()))
-    exposed = ServerMetrics().expose().decode()
+    metrics = ServerMetrics()
+    metrics.watch(Scheduler(MemoryStore()))
+    exposed = metrics.expose().decode()
     there = set(re.findall(r"^# TYPE (tickwheel_\w+)", exposed, re.MULTILINE))
     assert {name.removesuffix("_bucket") for name in told} == there
 

@@ -85,6 +85,7 @@ class Life(RuleBasedStateMachine):
         assert row is not None
         assert again is None
         lease = Lease(seen, row, row.args, "w", Queue("q"), Settings(), 0)
+        lease.sent_ms = 1
         assert lease.fencing_token > max(self.tokens, default=0)
         self.tokens.append(lease.fencing_token)
         self.leases.append(lease)

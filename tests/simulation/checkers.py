@@ -78,7 +78,7 @@ def verdict(rows: Rows, store: MemoryStore, ledger: Ledger, trace: Trace) -> Non
 
 def _unexplained(job: Job, rows: Rows, ledger: Ledger) -> tuple[str, str] | None:
     claims = rows.claims[job.id]
-    if claims != job.attempt + min(job.releases, RELEASES_FREE):
+    if claims != job.attempt + min(job.releases, RELEASES_FREE) + rows.unsent[job.id]:
         return "I24", f"{job.id} was claimed {claims} times: {job}"
     ends = Counter(end for key, end in rows.ends.items() if key[0] == job.id)
     if ends.total() != claims:

@@ -67,6 +67,7 @@ class Rows:
         """The tokens of the settlements that are being looked at."""
         self.clock_set_back = False
         self.claims: Counter[str] = Counter()
+        self.unsent: Counter[str] = Counter()
         """Committed claims per job."""
         self.ticks: dict[tuple[str, int, int], list[str]] = {}
         """(schedule, its generation, fire time) → jobs that were made of it."""
@@ -179,7 +180,14 @@ class Rows:
             self._trace.violate("I18", f"{job.id} was asked to stop and became {now}")
         if now.state is State.DEAD and job.id not in self._tables.letters:
             self._trace.violate("I8", f"{job.id} is dead without a letter")
-        uncharged = now.releases > was.releases and now.releases <= _RELEASES_FREE
+        counters = (was.failures, was.lost_leases, was.releases)
+        unsent = now.state is State.SCHEDULED and counters == (
+            now.failures,
+            now.lost_leases,
+            now.releases,
+        )
+        self.unsent[job.id] += unsent
+        uncharged = unsent or was.releases < now.releases <= _RELEASES_FREE
         return (
             now.token == was.token
             and now.state is not State.EXPIRED
@@ -209,7 +217,7 @@ class Rows:
 
 
 def _end(was: View, now: View) -> str:
-    if now.releases > was.releases:
+    if now.attempt < was.attempt or now.releases > was.releases:
         return "released"
     if now.lost_leases > was.lost_leases:
         return "lost"

@@ -21,7 +21,7 @@ from tickwheel.core.sweeper import Sweeper
 from tickwheel.core.workers import Workers, _Found
 from tickwheel.storage import MemoryStore
 
-_SEEDS_MAX = 40
+_SEEDS_MAX = 120
 _ROUGH = Faults(
     shuffle=True,
     store_slow_share=0.05,
@@ -49,13 +49,13 @@ def caught(store: type[MemoryStore] = MemoryStore, shape: Shape = _BUSY) -> str:
 
 
 @pytest.mark.parametrize(
-    ("store", "invariant"),
+    ("store", "invariants"),
     [
         (mutants.SettlesUnderAnyToken, "I6"),
         (mutants.SettlesTwice, "I9"),
         (mutants.SettlesOnlyInItsAnswer, "I6"),
         (mutants.BuriesWithoutALetter, "I8"),
-        (mutants.ClaimsWhatHasMoved, "I3"),
+        (mutants.ClaimsWhatHasMoved, "I3 I15"),
         (mutants.ClaimsUnderTheSameToken, "I5"),
         (mutants.ClaimsOnlyInItsAnswer, "I7"),
         (mutants.ForgetsKeys, "I2"),
@@ -65,8 +65,8 @@ def caught(store: type[MemoryStore] = MemoryStore, shape: Shape = _BUSY) -> str:
         (mutants.LosesRows, "I1"),
     ],
 )
-def test_a_store_without_a_guard_is_caught(store: type[MemoryStore], invariant: str) -> None:
-    assert caught(store) == invariant
+def test_a_store_without_a_guard_is_caught(store: type[MemoryStore], invariants: str) -> None:
+    assert caught(store) in invariants.split()
 
 
 def test_a_rough_world_with_all_guards_is_sound() -> None:

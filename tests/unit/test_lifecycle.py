@@ -39,6 +39,7 @@ def lease_of(cancel: bool = False, options: JobOptions | None = None, **counters
     claimed = Claimed("id", 7, "t", b"{}", document, **row)
     lease = Lease(waiting, claimed, b"{}", "w", Queue("q"), Settings(), 0)
     lease.cancel_requested = cancel
+    lease.sent_ms = 1
     return lease
 
 
@@ -97,6 +98,15 @@ def test_giving_back_costs_nothing_ten_times_and_then_counts_as_failure() -> Non
     assert (charged.state, charged.failures, charged.attempt) == (State.SCHEDULED, 1, 1)
     dead = settle_released(lease_of(releases=RELEASES_FREE + 2, failures=2), NOW)
     assert (dead.state, dead.failures, dead.reason) == (State.DEAD, 3, "releases")
+
+
+def test_what_was_never_sent_goes_back_any_number_of_times_without_being_counted() -> None:
+    held = lease_of(releases=RELEASES_FREE)
+    held.sent_ms = 0
+    done = settle_released(held, NOW)
+    assert (done.state, done.releases, done.failures, done.attempt) == (
+        State.SCHEDULED, RELEASES_FREE, 0, 0
+    )  # fmt: skip
 
 
 def test_lost_leases_have_a_budget_of_their_own() -> None:

@@ -73,6 +73,32 @@ def test_a_lane_whose_workers_are_behind_is_not_read_again_every_second() -> Non
     run(scenario)
 
 
+def test_many_lanes_take_turns_and_none_is_left_out() -> None:
+    class Passes(NoMetrics):
+        lanes = 0
+
+        def batch(self, name: str, rows: int, milliseconds: float) -> None:
+            self.lanes += name == "sweep"
+
+    async def scenario(clock: VirtualClock) -> None:
+        store, metrics = store_of(clock), Passes()
+        for number in range(700):
+            await store.touch_lane(f"q{number:03}", 5)
+        async with scheduler_on(store, clock, metrics) as scheduler:
+            await asyncio.sleep(5)
+            metrics.lanes = 0
+            hand = await Hand(scheduler, {"q699": 1}).join()
+            now_ms = clock.now_ms()
+            row = (mint(now_ms, 0, scheduler._rng), now_ms, now_ms, now_ms, None, 0, 5, 5)
+            job = NewJob(*row, "q699", "t", b"{}", None, None, None, None)
+            await store.append([Submission((job,))], now_ms)
+            await hand.work(1)
+            assert hand.lags[0] <= 4_000
+            assert metrics.lanes <= 4 * 300
+
+    run(scenario)
+
+
 def test_thousands_of_doubtful_rows_are_read_again_in_one_pass() -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with scheduler_on(store_of(clock), clock) as scheduler:

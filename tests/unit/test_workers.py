@@ -358,3 +358,17 @@ def test_a_worker_that_was_silent_for_long_has_its_leases_back_when_it_registers
             books_balance(scheduler)
 
     run(scenario)
+
+
+def test_how_a_job_of_another_queue_ended_is_not_told() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [lease] = await hand.poll()
+            await hand.report(lease)
+            assert (await hand.report(lease)).results == [(lease.id, "duplicate")]
+            stranger = await Hand(scheduler, {"other": 1}).join()
+            assert (await stranger.report(lease)).results == [(lease.id, "stale")]
+
+    run(scenario)
