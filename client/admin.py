@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import quote
 
-import orjson
-
 from .shapes import QueueStats, Redriven
+from .submission import encode
 from .transport import Transport
 
 BULK_PAGE_MAX = 500
@@ -188,4 +187,4 @@ class DeadLetters:
 
 
 def _encode(body: Mapping[str, Any] | None) -> bytes | None:
-    return None if body is None else orjson.dumps(body)
+    return None if body is None else encode(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ import click
 import orjson
 
 from .cli_output import Output
+from .errors import InvalidArgument
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 RETRIES = 2
@@ -115,7 +117,10 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]
         match = _DURATION.fullmatch(value)
         if match is None:
             self.fail(f"{value!r} is not a duration such as 90, 500ms, 10m, 2h or 1d", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if not math.isfinite(seconds):
+            raise InvalidArgument(f"{value[:20]}… is too long a duration")
+        return seconds
 
 
 class _Instant(click.ParamType):  # type: ignore[type-arg]
@@ -128,9 +133,9 @@ class _Instant(click.ParamType):  # type: ignore[type-arg]
             return value
         try:
             moment = datetime.fromisoformat(value)
-        except ValueError:
+            return moment if moment.tzinfo is not None else moment.astimezone()
+        except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a time such as 2030-01-31T09:00:00Z", param, ctx)
-        return moment if moment.tzinfo is not None else moment.astimezone()
 
 
 class _JsonObject(click.ParamType):  # type: ignore[type-arg]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -177,12 +179,26 @@ async def redrive(
     )
 
 
+def _chosen_and_confirmed(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --yes to a command with ids or --all: it is asked for after a look at those."""
+
+    @functools.wraps(command)
+    def run(yes: bool, **options: Any) -> None:
+        if options["everything"] == bool(options["ids"]):
+            raise click.UsageError("give ids, or --all")
+        if not yes:
+            click.confirm("Delete them for good?", abort=True)
+        command(**options)
+
+    return click.option("--yes", is_flag=True, help="Confirm the action without prompting.")(run)
+
+
 @dead.command()
 @click.argument("ids", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that match, instead of IDS.")
 @option("--queue", help="With --all: only those of this queue.")
 @option("--task", help="With --all: only those of this task.")
-@click.confirmation_option(prompt="Delete them for good?")
+@_chosen_and_confirmed
 @remote
 async def delete(
     client: Client,
@@ -193,8 +209,6 @@ async def delete(
     task: str | None,
 ) -> None:
     """Delete dead letters for good."""
-    if everything == bool(ids):
-        raise click.UsageError("give ids, or --all")
     wanted = list(ids)
     if everything:
         letters = client.dead_letters.list(queue=queue, task=task)

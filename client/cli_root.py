@@ -20,7 +20,7 @@ import click
 from tickwheel.core.errors import InvalidRequest, TickwheelError, Unavailable
 
 from . import cli_jobs, cli_queues, cli_schedules, cli_worker
-from .errors import ClientError, Unreachable
+from .errors import ClientError, InvalidArgument, Unreachable
 from .errors import InvalidRequest as Refused
 
 EXIT_FAILED = 1
@@ -46,7 +46,7 @@ def failure(error: Exception) -> Failure:
     match error:
         case Unreachable() | Unavailable():
             return Failure(str(error), EXIT_UNREACHABLE)
-        case Refused() | InvalidRequest():
+        case Refused() | InvalidRequest() | InvalidArgument():
             return Failure(str(error), EXIT_USAGE)
         case ClientError() | TickwheelError() | TimeoutError():
             return Failure(str(error) or "it took too long")

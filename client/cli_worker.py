@@ -11,6 +11,7 @@ import click
 
 from .cli_options import DURATION, log_level, option, remote
 from .cli_output import Output, fields
+from .errors import InvalidArgument
 
 if TYPE_CHECKING:
     from .client import Client
@@ -60,11 +61,8 @@ def worker(
     from .transport import base_url
 
     loaded = load(target)
-    try:
-        if urls:
-            loaded.urls = [base_url(url.strip()) for url in urls.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--url") from error
+    if urls is not None:
+        loaded.urls = [base_url(url.strip()) for url in urls.split(",")]
     if queues:
         loaded.queues = dict(_slots(text) for text in queues)
     loaded.api_key = api_key or loaded.api_key
@@ -84,6 +82,8 @@ def load(target: str) -> Worker:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), name, None)
+    except InvalidArgument:
+        raise  # such as TICKWHEEL_URL, which the worker reads where it is declared
     except Exception as error:
         if os.environ.get("TICKWHEEL_DEBUG"):
             raise

@@ -124,6 +124,10 @@ def _seconds(text: str | None) -> float | None:
         return None
 
 
+class InvalidArgument(ValueError):
+    """What the caller gave can't be sent to any scheduler, so nothing was."""
+
+
 class Retry(Exception):
     """Raised by a handler: this attempt failed, try again, after `after_seconds` if given."""
 

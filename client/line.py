@@ -13,6 +13,7 @@ class Line:
     """One keep-alive connection, opened again when it broke. For one thread."""
 
     def __init__(self, url: str, api_key: str | None, timeout_seconds: float = 10.0) -> None:
+        self.url = url
         parts = urlsplit(url)
         assert parts.hostname is not None
         secure = parts.scheme == "https"

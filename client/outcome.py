@@ -19,8 +19,11 @@ Kind = Literal["succeeded", "failed", "released"]
 RESULT_BYTES_MAX = 64 * 1024
 ERROR_BYTES_MAX = 16 * 1024
 MESSAGE_CHARS_MAX = 4 * 1024
+LOGGED_CHARS_MAX = 1_000
 ITEM_BYTES = 100
 """About what an item takes without a result or an error."""
+RAISED = (Exception, SystemExit, KeyboardInterrupt)
+"""What a handler raises is its own failure and never ends the worker."""
 
 
 class Ended(NamedTuple):
@@ -53,17 +56,25 @@ def failed(attempt: Attempt, error: BaseException) -> Ended:
         return stopped(attempt, attempt.halted)
     trace = error.__traceback__
     # The first frame is ours.
-    text = "".join(
-        traceback.format_exception(error.with_traceback(trace.tb_next if trace else None))
-    )
+    try:
+        lines = traceback.format_exception(error.with_traceback(trace.tb_next if trace else None))
+    except RAISED:
+        lines = []
     return failure(
         attempt,
         type(error).__name__,
-        str(error),
-        text,
+        _message(error),
+        "".join(lines),
         retryable=not isinstance(error, Fatal),
         retry_after_seconds=error.after_seconds if isinstance(error, Retry) else None,
     )
+
+
+def logged(error: BaseException) -> str:
+    """Return one short line about an error, without what could steer a terminal or forge a log."""
+    text = f"{type(error).__name__}: {_message(error)}"[:LOGGED_CHARS_MAX]
+    shown = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
+    return "".join(shown)[:LOGGED_CHARS_MAX]
 
 
 def stopped(attempt: Attempt, reason: Halt | None) -> Ended:
@@ -107,6 +118,13 @@ def failure(
     if retry_after_seconds is not None:
         item["retry_after_seconds"] = retry_after_seconds
     return Ended("failed", item, ITEM_BYTES + len(text))
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except RAISED as trouble:
+        return f"(its message can't be told: {type(trouble).__name__} in __str__)"
 
 
 def _clean(text: str) -> str:

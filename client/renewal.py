@@ -31,6 +31,8 @@ LOG = logging.getLogger("tickwheel.worker")
 ITEMS_MAX = 1_000
 IDLE_SECONDS = 10.0
 STALLED_TTLS = 3
+TELL_EVERY = 10
+"""Of failures in a row the first is logged, and then every so many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from .attempt import Attempt
 from .clock import now
 from .errors import Retry, Stopped
-from .outcome import Ended, failed, failure, stopped, succeeded
+from .outcome import RAISED, Ended, failed, failure, logged, stopped, succeeded
 from .relay import Relay
 from .session import Session
 from .slots import Slots
@@ -125,10 +125,10 @@ class Runtime:
                 ended = succeeded(attempt, await handler.start(attempt, self._pool))
         except (asyncio.CancelledError, Stopped):
             ended = stopped(attempt, attempt.halted)
-        except (Exception, SystemExit) as error:
+        except RAISED as error:
             ended = failed(attempt, error)
             if not isinstance(error, Retry):
-                LOG.warning("job %s failed", attempt.id, exc_info=error)
+                LOG.warning("job %s failed: %s", attempt.id, logged(error))
         self._slots.give(attempt.queue)
         attempt.session.ended(attempt, ended)
         self._busy -= 1

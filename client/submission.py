@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+from .errors import InvalidArgument
 from .shapes import JobOptions, NewJob
 
 JOBS_PER_REQUEST_MAX = 1_000
@@ -22,7 +26,8 @@ def encode_job(job: Mapping[str, Any]) -> bytes:
     """Return the JSON object of one submission, given with the names of `NewJob`.
 
     Raises TypeError for an unknown name or args that JSON doesn't know, ValueError for a `run_at`
-    without a timezone or with a `delay` beside it. The scheduler checks all the rest.
+    without a timezone or with a `delay` beside it, and for NaN or infinity anywhere. The scheduler
+    checks all the rest.
     """
     unknown = job.keys() - _FIELDS
     if unknown:
@@ -31,16 +36,30 @@ def encode_job(job: Mapping[str, Any]) -> bytes:
     run_at = out.get("run_at")
     if run_at is not None:
         if "delay_seconds" in out:
-            raise ValueError("give run_at or delay, not both")
+            raise InvalidArgument("give run_at or delay, not both")
         out["run_at"] = instant(run_at)
-    return orjson.dumps(out)
+    return encode(out)
+
+
+def encode(document: Any) -> bytes:
+    """Return the JSON of a request. Raises TypeError for what JSON doesn't know, else ValueError."""
+    text = orjson.dumps(document)
+    if b"null" in text:  # also what orjson writes for NaN and infinity, which must not mean nothing
+        try:
+            json.dumps(document, allow_nan=False, default=_plain)
+        except ValueError as error:
+            raise InvalidArgument("JSON has no NaN and no infinity, so none can be sent") from error
+    return text
 
 
 def instant(when: datetime) -> str:
     """Return the RFC 3339 text of a moment; raise ValueError if it has no timezone."""
     if when.tzinfo is None:
-        raise ValueError("a time needs a timezone, e.g. datetime.now(UTC)")
-    return when.astimezone(UTC).isoformat()
+        raise InvalidArgument("a time needs a timezone, e.g. datetime.now(UTC)")
+    try:
+        return when.astimezone(UTC).isoformat()
+    except OverflowError as error:
+        raise InvalidArgument(f"{when.isoformat()} is out of range") from error
 
 
 def encode_batch(jobs: Iterable[bytes]) -> bytes:
@@ -60,3 +79,10 @@ def split(jobs: Iterable[bytes]) -> Iterator[list[bytes]]:
         size += len(job) + 1
     if batch:
         yield batch
+
+
+def _plain(value: Any) -> Any:
+    """Return what orjson writes for an object that json doesn't know, as far as it holds floats."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    return value.value if isinstance(value, enum.Enum) else None

@@ -19,7 +19,14 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from .errors import OUTCOME_UNKNOWN, ClientError, ProblemError, Unreachable, problem
+from .errors import (
+    OUTCOME_UNKNOWN,
+    ClientError,
+    InvalidArgument,
+    ProblemError,
+    Unreachable,
+    problem,
+)
 
 CONNECT_SECONDS_MAX = 10.0
 BACKOFF_SECONDS = 0.1
@@ -43,9 +50,13 @@ def pause_seconds(error: ClientError, failures: int, rng: random.Random) -> floa
 
 def base_url(url: str) -> str:
     """Return `url` without its trailing slash; raise ValueError unless it is http(s)://host…"""
-    parsed = URL(url)
+    wrong = InvalidArgument(f"not the URL of a scheduler, like http://localhost:8080: {url!r}")
+    try:
+        parsed = URL(url)
+    except ValueError as error:
+        raise wrong from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"not the URL of a scheduler, like http://localhost:8080: {url!r}")
+        raise wrong
     return str(parsed.with_query(None).with_fragment(None)).rstrip("/")
 
 

@@ -3,8 +3,8 @@
 A handler raises; nothing but `answer` knows a status. What the server refuses on its own account
 (a body that is no JSON, a missing key) are errors of this module, beside the core's. An exception
 that is not in the table is a defect: it is logged in full under the `request_id` that the caller
-gets, and the caller gets nothing else of it. No answer repeats raw input, and no log does: what
-the parser refuses before there is a request is one line without it.
+gets, and the caller gets nothing else of it. No answer repeats raw input. What the
+parser refuses, before there is a request, is one line in the log, without what was sent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _without_input(record: logging.LogRecord) -> bool:
     if isinstance(error, HttpProcessingError):
         record.msg = f"{record.msg}: not HTTP ({type(error).__name__})"
         record.exc_info = record.exc_text = None
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        if record.levelno > logging.WARNING:
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -44,18 +45,9 @@ NO_HTTP = {
 }
 
 
-@pytest.fixture
-def deaf() -> Any:
-    """Without the parser's log of what it refused."""
-    log = logging.getLogger("aiohttp.server")
-    log.disabled = True
-    yield
-    log.disabled = False
-
-
 @pytest.mark.parametrize("request_bytes", NO_HTTP.values(), ids=NO_HTTP.keys())
 async def test_what_two_parsers_could_read_differently_is_refused(
-    request_bytes: bytes, deaf: None
+    request_bytes: bytes,
 ) -> None:
     async with house() as h:
         answer = await raw(h, request_bytes)
@@ -63,13 +55,40 @@ async def test_what_two_parsers_could_read_differently_is_refused(
         assert await healthy(h)
 
 
-async def test_a_body_longer_than_it_says_is_cut_and_the_rest_is_no_request(deaf: None) -> None:
+async def test_a_body_longer_than_it_says_is_cut_and_the_rest_is_no_request() -> None:
     async with house() as h:
         request = head(TYPE, b"Content-Length: 5").replace(b"Connection: close\r\n", b"") + JOB
         answer = await raw(h, request)
         assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
         assert b" 201 " not in answer
         assert await healthy(h)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        head(b"Authorization: Bearer c4nary\0"),
+        head(b"Authorization: Bearer c4nary" + b"y" * 9_000),
+        head(path=b"/c4nary" + b"y" * 1_000_000),
+        b"c4nary / HTTP/1.1\r\n\r\n",
+    ],
+    ids=["NUL", "long header", "long line", "method"],
+)
+async def test_what_the_parser_refuses_is_one_line_in_the_log_without_what_was_sent(
+    request_bytes: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house() as h:
+        with caplog.at_level(logging.DEBUG):
+            name, port = h.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(name, int(port))
+            writer.write(request_bytes)
+            assert b" 400 " in await reader.readline()
+            writer.close()
+        (logged,) = (r for r in caplog.records if "not HTTP" in r.getMessage())
+        assert logged.levelno <= logging.WARNING
+        assert len(logging.Formatter().format(logged)) < 100
+        assert "c4nary" not in caplog.text
+        assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
@@ -189,6 +208,24 @@ async def test_after_a_cancel_nothing_but_success_is_another_end() -> None:
             )
             assert await statuses(h, worker, **late) == ["stale"]
             assert await state(h, item) == end
+
+
+@pytest.mark.parametrize(
+    "result", [b"[" * 500 + b"]" * 500, b"9" * 400, b"9" * 5_000], ids=["deep", "400", "5,000"]
+)
+async def test_a_result_that_cannot_be_stored_ends_its_job_and_hinders_no_other(
+    result: bytes,
+) -> None:
+    async with house() as h:
+        worker = await h.worker()
+        odd, plain = [await leased(h, worker, seq) for seq in (1, 2)]
+        sent = json.dumps({"succeeded": [{**odd, "result": "?"}, {**plain, "result": 1}]})
+        path = f"/v1/workers/{worker}/report"
+        reply = await h.call("POST", path, sent.encode().replace(b'"?"', result))
+        assert [found["status"] for found in reply.body["results"]] == ["ok", "ok"]
+        jobs = [(await h.call("GET", f"/v1/jobs/{item['job_id']}")).body for item in (odd, plain)]
+        assert "not_stored" in jobs[0]["result"]
+        assert jobs[1]["result"] == 1
 
 
 async def test_a_lease_reported_in_every_list_ends_once_by_the_first() -> None:

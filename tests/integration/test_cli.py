@@ -298,6 +298,8 @@ def test_the_environment_stands_in_for_options() -> None:
         ("submit", "t", "--delay", "soon"),
         ("submit", "t", "--run-at", "tomorrow"),
         ("submit", "t", "--delay", "1s", "--run-at", "2030-01-01T00:00:00Z"),
+        ("submit", "t", "--run-at", "0001-01-01T00:00:00"),
+        ("submit", "t", "--run-at", "0001-01-01T00:00:00+05:00"),
         ("jobs", "list", "--state", "lost"),
         ("dead", "delete", "--yes"),
         ("worker", "no_such_module:worker"),
@@ -313,6 +315,61 @@ def test_wrong_usage_is_status_2_without_a_traceback(arguments: tuple[str, ...])
     result = invoke(*arguments, env={"TICKWHEEL_URL": NOWHERE})
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+WRONG_URLS = ["nonsense", "ftp://x", "http://[::1", "http://h:99999", "http://h:x"]
+
+
+def is_told_in_a_line_what_a_url_looks_like(result: Result) -> bool:
+    return (
+        result.exit_code == 2
+        and result.stderr.count("\n") == 1
+        and "like http://localhost:8080" in result.stderr
+        and "Error:" not in result.stderr
+    )
+
+
+@pytest.mark.parametrize("url", ["", *WRONG_URLS])
+def test_a_wrong_url_is_told_with_one_that_is_right(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some_worker.py").write_text(WORKER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for command in (("workers", "list"), ("worker", "some_worker:worker")):
+        assert is_told_in_a_line_what_a_url_looks_like(invoke(*command, "--url", url))
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", *WRONG_URLS])
+def test_a_wrong_url_in_the_environment_is_told_too(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "another_worker.py").write_text(WORKER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for command in (("workers", "list"), ("worker", "another_worker:worker")):
+        assert is_told_in_a_line_what_a_url_looks_like(invoke(*command, env={"TICKWHEEL_URL": url}))
+
+
+@pytest.mark.parametrize("option", ["--delay", "--task-timeout", "--timeout"])
+def test_a_duration_past_all_numbers_is_status_2_and_one_line(option: str) -> None:
+    result = invoke("submit", "t", option, "9" * 400, "--url", NOWHERE)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "too long a duration" in result.stderr
+
+
+def test_a_rate_that_is_no_number_is_status_2_and_one_line() -> None:
+    result = invoke("dead", "redrive", "--rate", "inf", "--url", NOWHERE)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+def test_deleting_asks_only_once_it_is_known_what() -> None:
+    nothing = invoke("dead", "delete", "--url", NOWHERE)
+    assert nothing.exit_code == 2
+    assert "Delete them" not in nothing.output
+    one = invoke("dead", "delete", "some-id", "--url", NOWHERE)
+    assert one.exit_code == 1
+    assert "Delete them for good?" in one.output
 
 
 def test_a_bug_is_one_line_unless_its_traceback_is_asked_for(

@@ -278,6 +278,7 @@ async def test_without_keys_no_other_site_and_no_other_host_is_served() -> None:
         for headers, code in (
             ({"Origin": "https://evil.example"}, "cross_site"),
             ({"Origin": "null"}, "cross_site"),
+            ({"Origin": "http://[::1"}, "cross_site"),
             ({"Sec-Fetch-Site": "cross-site"}, "cross_site"),
             ({"Host": "evil.example"}, "foreign_host"),
             ({"Host": "127.0.0.1.evil.example:80"}, "foreign_host"),

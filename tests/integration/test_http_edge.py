@@ -94,12 +94,16 @@ async def test_every_body_is_held_to_the_same_json(path: str) -> None:
         ({"Content-Type": "application/x-www-form-urlencoded"}, "unsupported_media_type"),
         ({"Content-Type": "nonsense"}, "unsupported_media_type"),
         ({"Content-Encoding": "gzip"}, "encoding_unsupported"),
+        ({"Content-Encoding": "deflate"}, "encoding_unsupported"),
+        ({"Content-Encoding": "br"}, "encoding_unsupported"),
+        ({"Content-Encoding": "zstd"}, "encoding_unsupported"),
         ({"Content-Encoding": "identity"}, "encoding_unsupported"),
     ],
 )
 async def test_what_is_not_plain_json_is_415(headers: dict[str, str], code: str) -> None:
     async with house() as h:
-        body = gzip.compress(JOB) if headers.get("Content-Encoding") == "gzip" else JOB
+        coding = headers.get("Content-Encoding")
+        body = gzip.compress(JOB) if coding == "gzip" else b"x" if coding else JOB
         reply = await h.call("POST", "/v1/jobs", body, headers=headers)
         assert (reply.status, reply.code) == (415, code)
         assert await healthy(h)
@@ -174,11 +178,7 @@ async def test_args_over_256_kib_are_413() -> None:
 )
 async def test_what_is_not_http_is_refused_by_the_parser(request_bytes: bytes) -> None:
     async with house() as h:
-        logging.getLogger("aiohttp.server").disabled = True
-        try:
-            answer = await raw(h, request_bytes + JOB, end=True)
-        finally:
-            logging.getLogger("aiohttp.server").disabled = False
+        answer = await raw(h, request_bytes + JOB, end=True)
         assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ", b"HTTP/1.1 431 ")) or (
             answer == b""
         )

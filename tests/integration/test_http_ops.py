@@ -73,6 +73,15 @@ async def test_how_things_stand_is_in_the_gauges() -> None:
         assert found["tickwheel_ready", ()] == 1
 
 
+async def test_the_metrics_of_all_queues_are_not_for_a_key_that_is_limited_to_some() -> None:
+    async with house() as h:
+        _, limited = await h.add_key("read", queues=["a"])
+        _, whole = await h.add_key("read")
+        reply = await h.call("GET", "/metrics", token=limited)
+        assert (reply.status, reply.code) == (403, "insufficient_scope")
+        assert (await h.call("GET", "/metrics", token=whole)).status == 200
+
+
 def test_a_lag_is_counted_in_its_bucket_and_all_above() -> None:
     counted = ServerMetrics()
     counted.fired("q", [0, 1, 2, 60_000, 70_000])

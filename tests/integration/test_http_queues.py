@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from integration.http_house import House, Reply, house
 
-from tickwheel.server import answers
+from tickwheel.server import answers, api_jobs
 
 SEQ = count(1)
 
@@ -215,3 +215,29 @@ async def test_a_bad_redrive_is_422(body: dict[str, Any], pointer: str) -> None:
     async with house() as h:
         reply = await h.call("POST", "/v1/dead-letters/redrive", body)
         assert (reply.status, reply.body["pointer"]) == (422, pointer)
+
+
+@pytest.mark.parametrize(
+    ("path", "rows", "bytes_max", "sizes"),
+    [
+        ("/v1/jobs", "jobs", 2_500, [2, 2, 1]),
+        ("/v1/dead-letters", "dead_letters", 2_500, [2, 2, 1]),
+        ("/v1/jobs", "jobs", 1, [1] * 5),
+        ("/v1/dead-letters", "dead_letters", 1, [1] * 5),
+    ],
+)
+async def test_a_page_ends_early_at_its_bytes_and_the_next_goes_on_there(
+    path: str, rows: str, bytes_max: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_jobs, "PAGE_BYTES_MAX", bytes_max)
+    async with house() as h:
+        worker = await h.worker()
+        killed = [await kill(h, worker, args={"a": "x" * 1_000}) for _ in range(5)]
+        pages: list[list[str]] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = (await h.call("GET", f"{path}?limit=5{cursor and '&cursor='}{cursor}")).body
+            pages.append([row["id"] for row in page[rows]])
+            cursor = page["next_cursor"]
+        assert [len(page) for page in pages if page] == sizes
+        assert sorted(id for page in pages for id in page) == sorted(killed)

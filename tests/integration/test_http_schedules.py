@@ -186,3 +186,11 @@ async def test_a_bad_id_is_422(schedule_id: str) -> None:
         reply = await h.call("PUT", f"/v1/schedules/{schedule_id}", DAILY)
         assert (reply.status, reply.body["pointer"]) == (422, "/id")
         assert await untouched(h)
+
+
+async def test_args_of_a_schedule_over_256_kib_are_413_at_the_job() -> None:
+    async with house() as h:
+        body = {**DAILY, "job": {"task": "t", "args": {"a": "x" * 262_144}}}
+        reply = await h.call("PUT", "/v1/schedules/s", body)
+        assert (reply.status, reply.body["pointer"]) == (413, "/job/args")
+        assert await untouched(h)

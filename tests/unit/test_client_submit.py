@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import enum
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -62,6 +65,62 @@ async def test_a_time_is_sent_with_its_zone_and_refused_without(fake: FakeSchedu
             await client.submit("send", pirority=1)  # type: ignore[call-arg]
     (asked,) = fake.asked("submit")
     assert asked.body["run_at"] == "2030-01-31T09:00:00+00:00"
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+
+
+class Limit(enum.Enum):
+    NONE = math.inf
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+async def test_what_is_no_number_in_json_is_refused_before_it_is_sent(
+    fake: FakeScheduler, number: float
+) -> None:
+    jobs: list[NewJob] = [
+        {"task": "t", "delay": number},
+        {"task": "t", "timeout_seconds": number},
+        {"task": "t", "start_deadline_seconds": number},
+        {"task": "t", "retry_policy": {"max_seconds": number}},
+        {"task": "t", "args": {"a": [{"b": (1, number)}]}},
+        {"task": "t", "args": {"a": Point(number)}},
+        {"task": "t", "args": {"a": Limit.NONE}},
+    ]
+    async with Client(fake.url) as client, client.batch() as batch:
+        for job in jobs:
+            with pytest.raises(ValueError, match="no NaN"):
+                await client.submit(**job)
+            with pytest.raises(ValueError, match="no NaN"):
+                await batch.submit(**job)
+            with pytest.raises(ValueError, match="no NaN"):
+                await client.submit_many([job])
+        with pytest.raises(ValueError, match="no NaN"):
+            await client.dead_letters.redrive(rate_per_second=number)
+    assert fake.requests == []
+
+
+async def test_what_json_writes_as_null_is_sent(fake: FakeScheduler) -> None:
+    args = {"none": None, "text": "null", "when": datetime(2030, 1, 31, tzinfo=UTC), "at": Point(1)}
+    async with Client(fake.url) as client:
+        await client.submit("t", args)
+    (asked,) = fake.asked("submit")
+    assert asked.body["args"] == {
+        "none": None,
+        "text": "null",
+        "when": "2030-01-31T00:00:00+00:00",
+        "at": {"x": 1},
+    }
+
+
+async def test_a_moment_before_the_first_year_is_refused(fake: FakeScheduler) -> None:
+    early = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1)))
+    async with Client(fake.url) as client:
+        with pytest.raises(ValueError, match="out of range"):
+            await client.submit("t", run_at=early)
+    assert fake.requests == []
 
 
 async def test_a_lost_answer_is_asked_for_again_under_one_key(fake: FakeScheduler) -> None:

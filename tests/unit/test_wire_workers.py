@@ -121,6 +121,23 @@ def test_a_report_no_strict_parser_takes_is_mended(sent: bytes, kept: bytes) -> 
 
 
 @pytest.mark.parametrize(
+    ("sent", "size"),
+    [(b"[" * 500 + b"]" * 500, 1_000), (b"[-%b, 1]" % (b"9" * 400), 408), (b"9" * 5_000, 5_002)],
+)
+def test_what_cannot_be_stored_is_noted_by_its_size_and_the_rest_is_kept(
+    sent: bytes, size: int
+) -> None:
+    fixed = b'{"job_id":"%b","fencing_token":1,' % JOB.encode()
+    succeeded = fixed + b'"result":' + sent + b"}," + fixed + b'"result":[NaN]}'
+    running = fixed + b'"progress":' + sent + b"}"
+    report = decode_report(b'{"succeeded":[%b],"running":[%b]}' % (succeeded, running))
+    noted, kept = (item.outcome.result or b"" for item in report.ended)
+    assert orjson.loads(noted) == {"not_stored": "too large or nested too deep", "bytes": size}
+    assert kept == b"[null]"
+    assert report.running[0].progress is None
+
+
+@pytest.mark.parametrize(
     "body",
     [b"", b"{", b'{"succeeded":[}', b"[" * 100_000, b'{"succeeded":[' + b"9" * 5_000 + b"]}"],
 )

@@ -13,7 +13,7 @@ import pytest
 from fake_scheduler import FakeScheduler
 
 from tickwheel.client import Context, Fatal, Retry, Worker
-from tickwheel.client.outcome import ERROR_BYTES_MAX
+from tickwheel.client.outcome import ERROR_BYTES_MAX, LOGGED_CHARS_MAX
 
 
 @pytest.fixture
@@ -188,6 +188,85 @@ async def test_sys_exit_in_a_handler_fails_the_job_and_not_the_worker(fake: Fake
         for task in ("leave", "stay"):
             item = await fake.reported("failed", fake.offer(task))
             assert item["error"]["type"] == "SystemExit"
+
+
+async def test_a_keyboard_interrupt_of_a_handler_fails_the_job_and_not_the_worker(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    def leave() -> None:
+        raise KeyboardInterrupt
+
+    @worker.task
+    async def stay() -> None:
+        raise KeyboardInterrupt
+
+    async with worker:
+        for task in ("leave", "stay"):
+            item = await fake.reported("failed", fake.offer(task))
+            assert item["error"]["type"] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("trouble", [ValueError, SystemExit])
+async def test_an_error_that_cannot_be_told_is_reported_all_the_same(
+    fake: FakeScheduler, trouble: type[BaseException]
+) -> None:
+    worker = Worker(fake.url)
+
+    class Untellable(Exception):
+        def __str__(self) -> str:
+            raise trouble
+
+    @worker.task
+    async def bad() -> None:
+        raise Untellable
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("bad"))
+    assert item["error"]["type"] == "Untellable"
+    assert trouble.__name__ in item["error"]["message"]
+
+
+async def test_an_error_whose_traceback_cannot_be_told_is_reported_without(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    class Untraceable(SyntaxError):
+        @property
+        def lineno(self) -> int:  # type: ignore[override]
+            raise ValueError
+
+    @worker.task
+    async def bad() -> None:
+        raise Untraceable("no such line")
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("bad"))
+    assert item["error"] == {"type": "Untraceable", "message": "no such line"}
+
+
+async def test_the_log_of_a_handlers_error_is_one_short_line(
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def bad() -> None:
+        raise ValueError("é\n\x1b[2J" + "\x00" * 5_000)
+
+    async with worker:
+        job_id = fake.offer("bad")
+        await fake.reported("failed", job_id)
+    (record,) = [record for record in caplog.records if job_id in record.getMessage()]
+    assert record.exc_info is None
+    start = f"job {job_id} failed: "
+    line = record.getMessage()
+    assert line.startswith(start + r"ValueError: é\n\x1b[2J\x00")
+    assert line.isprintable()
+    assert len(line) == len(start) + LOGGED_CHARS_MAX
 
 
 async def test_a_timeout_cancels_an_async_handler_and_fails_the_attempt(

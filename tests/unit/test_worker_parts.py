@@ -10,7 +10,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from tickwheel.client import relay, reporter
+from tickwheel.client import relay, renewal, reporter
 from tickwheel.client.attempt import Attempt
 from tickwheel.client.clock import now
 from tickwheel.client.errors import ClientError, TryLater, Unreachable
@@ -179,6 +179,8 @@ async def test_reports_that_pile_up_are_waited_for() -> None:
 class FakeLine:
     """Answers renewals with ok, and ends the thread after the `last`-th request."""
 
+    url = "http://scheduler:8080"
+
     def __init__(self, last: int) -> None:
         self.requests: list[tuple[str, str, Any]] = []
         self.refuse: list[ClientError] = []
@@ -252,6 +254,21 @@ def test_what_fails_on_the_way_is_tried_again() -> None:
         "/v1/workers/w/report",
         "/v1/workers/w",
     ]
+
+
+def test_a_scheduler_that_is_away_is_told_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(renewal, "backoff_seconds", lambda *_: 0.0)
+    line = FakeLine(last=12)
+    line.refuse = [Unreachable("refused", sent=False) for _ in range(12)]
+    keep(line, {}, now())
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["can't reach http://scheduler:8080: refused; trying again"] * 2
+
+
+def test_a_line_knows_its_url() -> None:
+    assert Line("http://scheduler:8080", None).url == "http://scheduler:8080"
 
 
 def test_importing_the_client_loads_no_http_library() -> None:
