@@ -110,11 +110,13 @@ async def _start(
     stack.push_async_callback(store.close)
     await scheduler.start()
     stack.push_async_callback(scheduler.stop)
-    if not (loopback or options.insecure or await store.keys()):
-        raise CannotStart(
-            f"no API key exists, so only loopback is served and not {options.host}: "
-            "make one with `tickwheel keys create`, or say --insecure"
-        )
+    if not await store.keys():
+        if not (loopback or options.insecure):
+            raise CannotStart(
+                f"no API key exists, so only loopback is served and not {options.host}: "
+                "make one with `tickwheel keys create`, or say --insecure"
+            )
+        print(f"no API key exists: open to everyone who reaches {options.host}", file=sys.stderr)
     await _until_ready(scheduler, stopping)
     await web.SockSite(runner, sock, backlog=BACKLOG_MAX).start()
 
@@ -136,6 +138,7 @@ async def _start_embedded(data_dir: Path | None, stack: contextlib.AsyncExitStac
             "no --dsn, and no embedded Postgres: pip install 'tickwheel[embedded]'"
         ) from None
     postgres = EmbeddedPostgres(data_dir)
+    print(f"Postgres in {postgres.data_dir}", file=sys.stderr)
     try:
         dsn = await postgres.start()
     except EmbeddedPostgresError as error:
