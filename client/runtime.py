@@ -100,8 +100,6 @@ class Runtime:
                 session.check(at)
             await asyncio.sleep(TICK_SECONDS)
 
-    # Jobs.
-
     def _begin(self, attempts: Iterable[Attempt]) -> None:
         begun = list(attempts)
         self._busy += len(begun)
@@ -134,8 +132,6 @@ class Runtime:
         self._busy -= 1
         if not self._busy:
             self._quiet.set()
-
-    # The end.
 
     async def _end(self) -> None:
         try:

@@ -78,8 +78,6 @@ class Session:
         self._registered = asyncio.Event()
         self._polling: asyncio.Task[None] | None = None
 
-    # The life of a session.
-
     def start(self) -> None:
         """Start to register, and to poll."""
         self._keeper.start()
@@ -134,8 +132,6 @@ class Session:
             del self.running[attempt.id]
             self.reporter.add(ended)
 
-    # Polling.
-
     async def _post_poll(self, body: bytes, wait: float) -> bytes | None:
         worker_id = await self._worker_id()
         try:
@@ -167,8 +163,6 @@ class Session:
             self._keeper.expect(shortest)
             self._begin(begun)
         self._cancel(answer["cancel"])
-
-    # Reporting.
 
     async def _post_report(self, body: bytes) -> None:
         """Send one report until it is answered. Raises `InvalidRequest`."""

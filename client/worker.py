@@ -67,8 +67,6 @@ class Worker:
         self._runtime: Runtime | None = None
         self._serving: asyncio.Task[None] | None = None
 
-    # Declaring.
-
     @overload
     def task(self, name: F) -> F: ...
 
@@ -109,8 +107,6 @@ class Worker:
         """Declare a function, async or not, to call after the last job."""
         self._on_stop.append(hook)
         return hook
-
-    # Serving.
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal skips the grace.
@@ -153,8 +149,6 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: self.stop(now=next(signals) > 0))
         await self.serve()
-
-    # For the runtime.
 
     def registration(self) -> dict[str, Any]:
         """Return what the worker tells a scheduler about itself."""

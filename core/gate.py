@@ -122,7 +122,7 @@ class Gate:
                 self._buffered[schedule_id] = job
             else:
                 if decision == "cancel_other":
-                    await self._cancel_all([*active, *(each[0] for each in let)])
+                    await self._cancel_all([*sorted(active), *(each[0] for each in let)])
                     active, let = set(), []
                 let.append(job)
         fired = self._let(schedule_id, let)

@@ -134,6 +134,19 @@ class NewJob(NamedTuple):
     schedule_id: str | None
     redriven_from: str | None
 
+    @property
+    def waiting(self) -> Waiting:
+        """The job as memory keeps it until its first claim."""
+        return (
+            self.id,
+            self.scheduled_at_ms,
+            self.run_at_ms,
+            0,
+            lane_name(self.queue, self.priority),
+            self.expires_at_ms or 0,
+            self.schedule_id,
+        )
+
 
 class IdempotencyKey(NamedTuple):
     """A job's key: unique in its queue until `expires_at_ms`."""

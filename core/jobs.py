@@ -25,7 +25,6 @@ from .job import (
     NewJob,
     State,
     Submission,
-    lane_name,
 )
 from .kernel import Kernel
 from .lifecycle import ENDED
@@ -43,7 +42,6 @@ class Jobs:
         self._kernel = kernel
         self._settler = settler
         self._dispatcher = dispatcher
-        self._shard_count = 1
         settings = kernel.settings
         self.commit: GroupCommit[Submission, builtins.list[Appended] | IdempotencyConflict] = (
             GroupCommit(
@@ -53,10 +51,6 @@ class Jobs:
                 in_flight_max=settings.submits_in_flight_max,
             )
         )
-
-    async def start(self) -> None:
-        """Learn the number of shards; raise `Unavailable`."""
-        self._shard_count = await self._kernel.store.shard_count()
 
     async def submit(self, specs: Sequence[JobSpec]) -> builtins.list[Appended]:
         """Store all of them or none; return, in order, their ids, once they are durable.
@@ -179,7 +173,7 @@ class Jobs:
         """Make rows of the specs: ids, times, and the queues' defaults."""
         kernel = self._kernel
         now_ms = kernel.clock.now_ms()
-        own = tuple(kernel.residents.shards) or range(self._shard_count)
+        own = tuple(kernel.residents.shards) or range(kernel.shard_count)
         shard = own[kernel.rng.randrange(len(own))]
         expires_ms = now_ms + kernel.settings.idempotency_ttl_ms
         rows: builtins.list[NewJob] = []
@@ -198,7 +192,7 @@ class Jobs:
                 due[spec.queue] = due.get(spec.queue, 0) + 1
             key = spec.idempotency_key
             if key is not None:
-                home = shard_for(f"{spec.queue}/{key}", self._shard_count)
+                home = shard_for(f"{spec.queue}/{key}", kernel.shard_count)
                 keys.append(IdempotencyKey(key, spec.body_hash, expires_ms))
             else:
                 home = shard
@@ -253,18 +247,7 @@ class Jobs:
             if appended.deduplicated:
                 continue
             counts[row.queue] = counts.get(row.queue, 0) + 1
-            offered = kernel.residents.offer(
-                (
-                    row.id,
-                    row.scheduled_at_ms,
-                    row.run_at_ms,
-                    0,
-                    lane_name(row.queue, row.priority),
-                    row.expires_at_ms or 0,
-                    None,
-                )
-            )
-            if not offered and row.run_at_ms == row.created_at_ms:
+            if not kernel.residents.offer(row.waiting) and row.run_at_ms == row.created_at_ms:
                 kernel.depths.add(row.queue, 1)
         for queue, count in counts.items():
             kernel.metrics.submitted(queue, count)

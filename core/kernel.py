@@ -109,6 +109,8 @@ class Kernel:
         """Claims under way per queue."""
         self.recovered = False
         """Whether the running rows of all owned shards have been adopted."""
+        self.shard_count = 1
+        """The store's number of shards, read once at the start."""
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers: dict[str, dict[asyncio.Future[None], None]] = {}

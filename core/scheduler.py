@@ -95,9 +95,7 @@ class Scheduler:
             raise RuntimeError("a scheduler starts once")
         await self.store.open()
         try:
-            await self.jobs.start()
-            await self._ticker.start()
-            await self.schedules.start()
+            self._kernel.shard_count = await self.store.shard_count()
             await self._sweeper.read_lanes()
             await self._ownership.keep()
         except BaseException:

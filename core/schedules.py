@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 
-from .cron import InvalidSchedule
 from .errors import InvalidRequest, NotFound
 from .ids import mint, shard_for
 from .job import Appended, Submission
@@ -20,22 +19,14 @@ class Schedules:
     def __init__(self, kernel: Kernel, ticker: Ticker) -> None:
         self._kernel = kernel
         self._ticker = ticker
-        self._shard_count = 1
-
-    async def start(self) -> None:
-        """Learn the number of shards; raise `Unavailable`."""
-        self._shard_count = await self._kernel.store.shard_count()
 
     async def put(self, schedule_id: str, spec: ScheduleSpec) -> tuple[Schedule, bool]:
         """Define a schedule; return it, and whether it is new. An equal definition is a no-op.
 
         Raises `InvalidRequest`.
         """
-        try:
-            check_schedule(spec, schedule_id)
-        except InvalidSchedule as error:
-            raise InvalidRequest(error.detail, code=error.code, pointer=error.pointer) from error
-        shard = shard_for(schedule_id, self._shard_count)
+        check_schedule(spec, schedule_id)
+        shard = shard_for(schedule_id, self._kernel.shard_count)
         schedule, cancelled, created = await self._kernel.store.put_schedule(
             schedule_id, spec, shard, self._kernel.clock.now_ms()
         )
@@ -75,7 +66,7 @@ class Schedules:
         queue = kernel.queues.get(template.queue)
         priority = queue.priority if template.priority is None else template.priority
         queue = await kernel.queues.touch(template.queue, priority)
-        shard = shard_for(schedule_id, self._shard_count)
+        shard = shard_for(schedule_id, self._kernel.shard_count)
         row = job_of(
             template,
             mint(now_ms, shard, kernel.rng),

@@ -13,7 +13,7 @@ from contextlib import suppress
 from .alarm import Alarm
 from .errors import Unavailable
 from .ids import mint, shard_for
-from .job import NewJob, lane_name
+from .job import NewJob
 from .kernel import Kernel
 from .plan import MISFIRE_GRACE_MS, Tick, apply_misfire, is_overdue, plan_tick
 from .ports import NewTick
@@ -32,17 +32,12 @@ class Ticker:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._alarm = Alarm()
-        self._shard_count = 1
         self.specs: dict[str, ScheduleSpec | None] = {}
         """Specs as last read, for the gate; None: the schedule is gone."""
 
     def ring(self) -> None:
         """Look for schedules now."""
         self._alarm.ring()
-
-    async def start(self) -> None:
-        """Learn the number of shards; raise `Unavailable`."""
-        self._shard_count = await self._kernel.store.shard_count()
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -129,7 +124,7 @@ class Ticker:
     async def _write(self, schedule: Schedule, tick: Tick, drop: Sequence[int]) -> bool:
         kernel = self._kernel
         now_ms = kernel.clock.now_ms()
-        shard = shard_for(schedule.id, self._shard_count)
+        shard = shard_for(schedule.id, kernel.shard_count)
         template = schedule.spec.template
         queue = await kernel.queues.touch(
             template.queue,
@@ -194,15 +189,4 @@ def job_of(
 
 def admit(kernel: Kernel, row: NewJob) -> None:
     """Offer a row that has just been committed to memory."""
-    lane = lane_name(row.queue, row.priority)
-    kernel.residents.offer(
-        (
-            row.id,
-            row.scheduled_at_ms,
-            row.run_at_ms,
-            0,
-            lane,
-            row.expires_at_ms or 0,
-            row.schedule_id,
-        )
-    )
+    kernel.residents.offer(row.waiting)
