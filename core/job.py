@@ -145,6 +145,7 @@ class NewJob(NamedTuple):
             lane_name(self.queue, self.priority),
             self.expires_at_ms or 0,
             self.schedule_id,
+            self.shard,
         )
 
 
@@ -171,8 +172,8 @@ class Appended(NamedTuple):
     deduplicated: bool
 
 
-Waiting: TypeAlias = tuple[str, int, int, int, str, int, "str | None"]
-"""(id, scheduled_at_ms, run_at_ms, fencing_token, lane, expires_at_ms or 0, schedule_id).
+Waiting: TypeAlias = tuple[str, int, int, int, str, int, "str | None", int]
+"""(id, scheduled_at_ms, run_at_ms, fencing_token, lane, expires_at_ms or 0, schedule_id, shard).
 
 An exact tuple of atoms, because the garbage collector stops walking those; half a million of
 anything else would cost it half a second a pass. `lane` is `lane_name(queue, priority)`.
@@ -194,23 +195,14 @@ def lane_parts(lane: str) -> tuple[str, int]:
     return lane[2:], int(lane[0])
 
 
-class Claim(NamedTuple):
-    """A request to start an attempt, made against what memory saw of the row."""
-
-    id: str
-    scheduled_at_ms: int
-    run_at_ms: int
-    fencing_token: int
-    worker_id: str
-
-
 class Claimed(NamedTuple):
     """A row that was claimed: it is now `running` under `fencing_token`, committed.
 
-    The counters are those after the claim: `attempt` is 1-based and counts this one.
+    `place` is where its job stands in the call. The counters are those after the claim: `attempt`
+    is 1-based and counts this one.
     """
 
-    id: str
+    place: int
     fencing_token: int
     task: str
     args: bytes
@@ -245,11 +237,21 @@ class Running(NamedTuple):
     max_attempts: int
 
 
-class Settlement(NamedTuple):
-    """How an attempt ended, as the row shall say it; applied only where the token still matches.
+class Success(NamedTuple):
+    """How nearly all attempts end: the job is done, and nothing else of its row changes."""
 
-    `state` is `scheduled` (then `run_at_ms` is the next time), `succeeded`, `dead` or `cancelled`.
-    The counters are absolute. `result` and `error` are JSON documents; `reason` a short word.
+    id: str
+    scheduled_at_ms: int
+    fencing_token: int
+    at_ms: int
+    result: bytes | None
+
+
+class Settlement(NamedTuple):
+    """How an attempt ended otherwise, as the row shall say it.
+
+    `state` is `scheduled` (then `run_at_ms` is the next time), `dead` or `cancelled`. The counters
+    are absolute. `error` is a JSON document; `reason` a short word.
     """
 
     id: str
@@ -262,9 +264,12 @@ class Settlement(NamedTuple):
     failures: int
     lost_leases: int
     releases: int
-    result: bytes | None
     error: bytes | None
     reason: str | None
+
+
+End: TypeAlias = Success | Settlement
+"""How an attempt ended; applied only where the row is `running` under its token."""
 
 
 class Ending(NamedTuple):
@@ -332,6 +337,7 @@ class Job:
             self.lane,
             self.expires_at_ms or 0,
             self.schedule_id,
+            self.shard,
         )
 
 

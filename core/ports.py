@@ -20,16 +20,15 @@ from typing import NamedTuple, Protocol
 from .errors import IdempotencyConflict
 from .job import (
     Appended,
-    Claim,
     Claimed,
     Cursor,
     DeadLetter,
+    End,
     Ending,
     Job,
     JobFilter,
     NewJob,
     Running,
-    Settlement,
     Submission,
     Waiting,
 )
@@ -70,15 +69,17 @@ class JobStore(Protocol):
         """
         ...
 
-    async def claim(self, claims: Sequence[Claim], owner: str, now_ms: int) -> list[Claimed | None]:
+    async def claim(
+        self, jobs: Sequence[Waiting], workers: Sequence[str], owner: str, now_ms: int
+    ) -> list[Claimed | None]:
         """Start an attempt of each job that still is as it was seen: `scheduled`, same run_at, token.
 
-        Sets `running`, owner, worker, started_at, attempt + 1 and a new, greater fencing token;
+        `workers` runs parallel to `jobs`: who shall run each. Sets `running`, owner, worker, started_at, attempt + 1 and a new, greater fencing token;
         None where the row no longer matches.
         """
         ...
 
-    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+    async def settle(self, ends: Sequence[End]) -> list[bool]:
         """End each attempt whose row is still `running` under its token; False: it is not.
 
         Terminal states set finished_at; `dead` writes the dead letter in the same transaction;
@@ -86,7 +87,7 @@ class JobStore(Protocol):
         by success loses its start deadline, unless it counts as unstarted again. A row with a
         cancel request never goes back to `scheduled` and never becomes `dead`: it becomes
         `cancelled`, reason `cancelled`.
-        True also where this very settlement was applied before.
+        True also where this very end was applied before.
         """
         ...
 
