@@ -11,59 +11,61 @@ import asyncio
 from collections.abc import Sequence
 
 from .errors import OutcomeUnknown, Unavailable
-from .job import Claim, Claimed, Job, State
+from .job import Claimed, Job, State, Waiting
 from .kernel import Kernel
 
 _RETRY_MS = 200
 
 
-async def claim(kernel: Kernel, claims: Sequence[Claim]) -> list[Claimed | None]:
-    """Start an attempt of each job; None: its row had gone on.
+async def claim(
+    kernel: Kernel, jobs: Sequence[Waiting], workers: Sequence[str]
+) -> list[Claimed | None]:
+    """Start an attempt of each job by its worker; None: its row had gone on.
 
     Raises `Unavailable`: nothing was written, as far as can be told.
     """
     started_ms, now_ms = kernel.clock.monotonic_ms(), kernel.clock.now_ms()
     try:
-        rows = await kernel.store.claim(claims, kernel.boot_id, now_ms)
+        rows = await kernel.store.claim(jobs, workers, kernel.boot_id, now_ms)
     except OutcomeUnknown:
-        rows = await _read_back(kernel, claims, now_ms)
-    kernel.metrics.batch("claim", len(claims), kernel.clock.monotonic_ms() - started_ms)
+        rows = await _read_back(kernel, jobs, workers, now_ms)
+    kernel.metrics.batch("claim", len(jobs), kernel.clock.monotonic_ms() - started_ms)
     return rows
 
 
 async def _read_back(
-    kernel: Kernel, claims: Sequence[Claim], claimed_at_ms: int
+    kernel: Kernel, jobs: Sequence[Waiting], workers: Sequence[str], claimed_at_ms: int
 ) -> list[Claimed | None]:
-    refs = [(claim.id, claim.scheduled_at_ms) for claim in claims]
+    refs = [(job[0], job[1]) for job in jobs]
     while True:
         await asyncio.sleep(_RETRY_MS / 1000)
         try:
-            jobs = await kernel.store.find(refs)
+            rows = await kernel.store.find(refs)
         except Unavailable:
             if kernel.draining:
                 raise
             continue
         return [
-            _claimed(job)
-            if job is not None and _is_ours(job, claim, kernel.boot_id, claimed_at_ms)
+            _claimed(place, row)
+            if row is not None and _is_ours(row, job, worker, kernel.boot_id, claimed_at_ms)
             else None
-            for claim, job in zip(claims, jobs, strict=True)
+            for place, (job, worker, row) in enumerate(zip(jobs, workers, rows, strict=True))
         ]
 
 
-def _is_ours(job: Job, claim: Claim, boot_id: str, claimed_at_ms: int) -> bool:
+def _is_ours(row: Job, job: Waiting, worker_id: str, boot_id: str, claimed_at_ms: int) -> bool:
     return (
-        job.state is State.RUNNING
-        and job.owner == boot_id
-        and job.worker_id == claim.worker_id
-        and job.started_at_ms == claimed_at_ms
-        and job.fencing_token > claim.fencing_token
+        row.state is State.RUNNING
+        and row.owner == boot_id
+        and row.worker_id == worker_id
+        and row.started_at_ms == claimed_at_ms
+        and row.fencing_token > job[3]
     )
 
 
-def _claimed(job: Job) -> Claimed:
+def _claimed(place: int, job: Job) -> Claimed:
     return Claimed(
-        job.id,
+        place,
         job.fencing_token,
         job.task,
         job.args,

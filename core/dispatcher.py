@@ -14,12 +14,12 @@ few at a time: while they run, what is ready gathers, so batches grow with the l
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from .batch import ROWS_WORTH_A_FLUSH
 from .claims import claim
 from .errors import Unavailable
-from .ids import shard_of
-from .job import Claim, Claimed, Ending, State, Waiting
+from .job import Claimed, Ending, State, Waiting
 from .kernel import Kernel, report_failure
 from .lease import Lease
 from .protocol import PollAnswer
@@ -86,6 +86,7 @@ class Dispatcher:
         self._watch_clocks(now_ms, monotonic_ms)
         more = False
         ahead_ms = kernel.settings.claim_ahead_ms
+        kernel.residents.reach(now_ms + ahead_ms)
         due_ms = kernel.residents.next_due_ms()
         if due_ms is not None and due_ms <= now_ms + ahead_ms // 2:
             more = kernel.residents.fire(now_ms + ahead_ms, kernel.settings.fire_slice)
@@ -169,7 +170,7 @@ class Dispatcher:
                 flags = [False] * len(part)
             for ending, applied in zip(part, flags, strict=True):
                 if applied:
-                    self._kernel.ended(ending.id)
+                    self._kernel.ended([ending.id])
                 else:
                     self._kernel.rereads[ending.id] = ending.scheduled_at_ms
 
@@ -205,12 +206,15 @@ class Dispatcher:
         self, session: WorkerSession, batch: list[Lease], now_ms: int, monotonic_ms: int
     ) -> None:
         kernel = self._kernel
+        kernel.leases.send(batch, monotonic_ms)
         lags: dict[str, list[int]] = {}
         for lease in batch:
-            kernel.leases.send(lease, monotonic_ms)
-            session.reserved[lease.queue] -= 1
-            lags.setdefault(lease.queue, []).append(now_ms - lease.run_at_ms)
+            lag_ms = lags.get(lease.queue)
+            if lag_ms is None:
+                lag_ms = lags[lease.queue] = []
+            lag_ms.append(now_ms - lease.run_at_ms)
         for queue, lag_ms in lags.items():
+            session.reserved[queue] -= len(lag_ms)
             kernel.metrics.fired(queue, lag_ms)
             kernel.dispatched.add(queue, len(lag_ms), monotonic_ms)
         kernel.sessions.stop_waiting(session)
@@ -227,9 +231,9 @@ class Dispatcher:
             or not self._kernel.owns_time()
         ):
             return
-        batch = self._match(settings.claim_batch_max)
-        if batch:
-            task = asyncio.get_running_loop().create_task(self._claim(batch))
+        jobs, sessions = self._match(settings.claim_batch_max)
+        if jobs:
+            task = asyncio.get_running_loop().create_task(self._claim(jobs, sessions))
             self._claims.add(task)
             task.add_done_callback(self._claims.discard)
             task.add_done_callback(report_failure)
@@ -244,11 +248,12 @@ class Dispatcher:
             for queue, sessions in kernel.sessions.waiting.items()
         )
 
-    def _match(self, jobs_max: int) -> list[tuple[WorkerSession, Waiting]]:
+    def _match(self, jobs_max: int) -> tuple[list[Waiting], list[WorkerSession]]:
         """Pair ready jobs with free slots, spread evenly over the workers that wait."""
         kernel = self._kernel
         residents = kernel.residents
-        batch: list[tuple[WorkerSession, Waiting]] = []
+        batch: list[Waiting] = []
+        owners: list[WorkerSession] = []
         for name, sessions in kernel.sessions.waiting.items():
             depth = residents.ready.depth(name)
             queue = kernel.queues.get(name)
@@ -268,63 +273,69 @@ class Dispatcher:
                     session.reserved[name] += len(jobs)
                     kernel.claiming[name] += len(jobs)
                     room -= len(jobs)
-                    batch.extend([(session, job) for job in jobs])
-        return batch
+                    batch += jobs
+                    owners += [session] * len(jobs)
+        return batch, owners
 
-    async def _claim(self, batch: list[tuple[WorkerSession, Waiting]]) -> None:
+    async def _claim(self, jobs: list[Waiting], sessions: list[WorkerSession]) -> None:
         kernel = self._kernel
-        claims = [
-            Claim(job[0], job[1], job[2], job[3], session.worker_id) for session, job in batch
-        ]
-        rows: list[Claimed | None] = [None] * len(batch)
+        rows: list[Claimed | None] = [None] * len(jobs)
         refused = True
         try:
-            rows = await claim(kernel, claims)
+            rows = await claim(kernel, jobs, [session.worker_id for session in sessions])
         except Unavailable:
             refused = False
             self._claim_not_before_ms = kernel.clock.monotonic_ms() + _BACKOFF_MS
         finally:
-            for _, job in batch:
+            for job in jobs:
                 del kernel.residents.claiming[job[0]]
-                kernel.claiming[job[4][2:]] -= 1
-            self._granted(batch, rows, refused)
+            for lane, count in Counter([job[4] for job in jobs]).items():
+                kernel.claiming[lane[2:]] -= count
+            self._granted(jobs, sessions, rows, refused)
             kernel.alarm.ring()
 
     def _granted(
         self,
-        batch: list[tuple[WorkerSession, Waiting]],
+        jobs: list[Waiting],
+        sessions: list[WorkerSession],
         rows: list[Claimed | None],
         refused: bool,
     ) -> None:
         """Hold what was claimed. A job that wasn't is read again if its row `refused`."""
         kernel = self._kernel
-        monotonic_ms = kernel.clock.monotonic_ms()
+        now_ms, monotonic_ms = kernel.clock.now_ms(), kernel.clock.monotonic_ms()
+        shards, withheld = kernel.residents.shards, kernel.residents.withheld
+        by_id, running = kernel.leases.by_id, kernel.leases.running
+        here = {
+            session.worker_id: not kernel.draining
+            and kernel.sessions.find(session.worker_id) is session
+            for session in set(sessions)
+        }
+        queue, options, terms = None, None, None
         unwanted: list[Lease] = []
-        for (session, job), row in zip(batch, rows, strict=True):
-            queue = kernel.queues.get(job[4][2:])
+        for job, session, row in zip(jobs, sessions, rows, strict=True):
             if row is None:
-                session.reserved[queue.name] -= 1
+                session.reserved[job[4][2:]] -= 1
                 if refused:
                     kernel.rereads[job[0]] = job[1]
                 else:
                     kernel.residents.unclaim(job)
                 continue
-            before = kernel.leases.get(job[0])
+            if terms is None or queue is None or queue.name != job[4][2:] or row[4] != options:
+                queue, options = kernel.queues.get(job[4][2:]), row[4]
+                terms = kernel.terms.of(queue, options)
+            worker_id, job_id = session.worker_id, job[0]
+            lease = Lease(job, row, terms, worker_id, monotonic_ms)
+            before = by_id.get(job_id)
             if before is not None:
-                kernel.forget_lease(before)
-            lease = Lease(
-                job, row, row.args, session.worker_id, queue, kernel.settings, monotonic_ms
-            )
-            kernel.leases.add(lease)
-            session.leases[lease.id] = lease
-            if (
-                kernel.draining
-                or queue.paused
-                or lease.id in kernel.residents.withheld
-                or shard_of(lease.id) not in kernel.residents.shards
-                or kernel.sessions.find(session.worker_id) is not session
-            ):
+                kernel.forget_leases([before])
+            by_id[job_id] = session.leases[job_id] = lease
+            running[lease.queue] += 1
+            if queue.paused or job_id in withheld or job[7] not in shards or not here[worker_id]:
                 unwanted.append(lease)
+            elif job[2] <= now_ms:
+                session.outbox[job_id] = lease
+                self._deliverable[worker_id] = session
             else:
                 self._hold(lease)
         if unwanted:

@@ -141,7 +141,7 @@ class Gate:
             if kernel.residents.is_current(job):
                 kernel.residents.evict(job[0])
             if ended:
-                kernel.ended(job[0])
+                kernel.ended([job[0]])
             else:
                 kernel.rereads[job[0]] = job[1]
         return sum(flags)

@@ -13,8 +13,10 @@ A running job is a `core.lease.Lease`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from .retry import RetryPolicy
@@ -137,15 +139,17 @@ class NewJob(NamedTuple):
     @property
     def waiting(self) -> Waiting:
         """The job as memory keeps it until its first claim."""
+        job_id, scheduled_at_ms, run_at_ms, _, expires_at_ms, shard, priority, _, queue, *_ = self
+        lane = lane_name(queue, priority)
         return (
-            self.id,
-            self.scheduled_at_ms,
-            self.run_at_ms,
+            job_id,
+            scheduled_at_ms,
+            run_at_ms,
             0,
-            lane_name(self.queue, self.priority),
-            self.expires_at_ms or 0,
-            self.schedule_id,
-            self.shard,
+            lane,
+            expires_at_ms or 0,
+            self[13],
+            shard,
         )
 
 
@@ -160,8 +164,8 @@ class IdempotencyKey(NamedTuple):
 class Submission(NamedTuple):
     """One request's jobs, stored all or none. `keys` runs parallel to `jobs`, or is empty."""
 
-    jobs: tuple[NewJob, ...]
-    keys: tuple[IdempotencyKey | None, ...] = ()
+    jobs: Sequence[NewJob]
+    keys: Sequence[IdempotencyKey | None] = ()
 
 
 class Appended(NamedTuple):
@@ -185,8 +189,12 @@ Cursor: TypeAlias = tuple[int, str]
 CURSOR_START: Cursor = (-1, "00000000-0000-0000-0000-000000000000")
 
 
+@lru_cache(maxsize=16_384)
 def lane_name(queue: str, priority: int) -> str:
-    """Return the name of the lane, e.g. `5/default`: one queue at one priority."""
+    """Return the name of the lane, e.g. `5/default`: one queue at one priority.
+
+    Kept, so that half a million waiting jobs share one text.
+    """
     return f"{priority}/{queue}"
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from .batch import GroupCommit
 from .dispatcher import Dispatcher
 from .errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, QueueFull, Unavailable
-from .ids import check, mint, scheduled_at_of, shard_for
+from .ids import check, scheduled_at_of, shard_for, tails
+from .ids import head as id_head
 from .job import (
+    NO_OPTIONS,
     Appended,
     Cursor,
     IdempotencyKey,
@@ -25,6 +28,7 @@ from .job import (
     NewJob,
     State,
     Submission,
+    lane_parts,
 )
 from .kernel import Kernel
 from .lifecycle import ENDED
@@ -118,7 +122,7 @@ class Jobs:
             self._ask_to_stop(job)
         elif job.state is State.CANCELLED:
             kernel.rereads.pop(job_id, None)
-            kernel.ended(job_id)
+            kernel.ended([job_id])
         else:
             raise Conflict(f"the job has ended: {job.state}", code="job_ended")
         return job
@@ -177,29 +181,34 @@ class Jobs:
         shard = own[kernel.rng.randrange(len(own))]
         expires_ms = now_ms + kernel.settings.idempotency_ttl_ms
         rows: builtins.list[NewJob] = []
-        keys: builtins.list[IdempotencyKey | None] = []
+        keys: dict[int, IdempotencyKey] = {}
         queues: dict[str, Queue] = {}
         due: dict[str, int] = {}
-        for index, spec in enumerate(specs):
+        place, head = (-1, -1), ""
+        for index, (spec, tail) in enumerate(
+            zip(specs, tails(len(specs), kernel.rng), strict=True)
+        ):
             queue = queues.get(spec.queue)
             if queue is None:
                 queue = queues[spec.queue] = kernel.queues.get(spec.queue)
             priority = queue.priority if spec.priority is None else spec.priority
             if not queue.priorities >> priority & 1:
                 queue = queues[spec.queue] = await kernel.queues.touch(spec.queue, priority)
-            run_at_ms = self._run_at(spec, index, now_ms)
+            run_at_ms = now_ms
+            if spec.run_at_ms is not None or spec.delay_ms is not None:
+                run_at_ms = self._run_at(spec, index, now_ms)
             if run_at_ms == now_ms:
                 due[spec.queue] = due.get(spec.queue, 0) + 1
-            key = spec.idempotency_key
+            key, home = spec.idempotency_key, shard
             if key is not None:
                 home = shard_for(f"{spec.queue}/{key}", kernel.shard_count)
-                keys.append(IdempotencyKey(key, spec.body_hash, expires_ms))
-            else:
-                home = shard
-                keys.append(None)
+                keys[index] = IdempotencyKey(key, spec.body_hash, expires_ms)
+            if place != (run_at_ms, home):
+                place = (run_at_ms, home)
+                head = id_head(run_at_ms, home)
             rows.append(
                 NewJob(
-                    mint(run_at_ms, home, kernel.rng),
+                    head + tail,
                     run_at_ms,
                     run_at_ms,
                     now_ms,
@@ -210,7 +219,7 @@ class Jobs:
                     spec.queue,
                     spec.task,
                     spec.args,
-                    spec.options.encode(),
+                    None if spec.options is NO_OPTIONS else spec.options.encode(),
                     spec.tags or None,
                     None,
                     None,
@@ -218,7 +227,7 @@ class Jobs:
             )
         for name, count in due.items():
             self._check_depth(queues[name], count)
-        return Submission(tuple(rows), tuple(keys) if any(keys) else ())
+        return Submission(rows, [keys.get(place) for place in range(len(rows))] if keys else ())
 
     def _run_at(self, spec: JobSpec, index: int, now_ms: int) -> int:
         run_at_ms = now_ms
@@ -242,14 +251,15 @@ class Jobs:
 
     def _admit(self, submission: Submission, answer: Sequence[Appended]) -> None:
         kernel = self._kernel
-        counts: dict[str, int] = {}
-        for row, appended in zip(submission.jobs, answer, strict=True):
-            if appended.deduplicated:
-                continue
-            counts[row.queue] = counts.get(row.queue, 0) + 1
-            if not kernel.residents.offer(row.waiting) and row.run_at_ms == row.created_at_ms:
-                kernel.depths.add(row.queue, 1)
-        for queue, count in counts.items():
+        kernel.residents.reach(kernel.clock.now_ms())
+        fresh = [row for row, first in zip(submission.jobs, answer, strict=True) if not first[2]]
+        above = kernel.residents.offer_all([row.waiting for row in fresh])
+        if above:
+            now_ms = fresh[0].created_at_ms
+            due = Counter([lane_parts(job[4])[0] for job in above if job[2] == now_ms])
+            for queue, count in due.items():
+                kernel.depths.add(queue, count)
+        for queue, count in Counter([row[8] for row in fresh]).items():
             kernel.metrics.submitted(queue, count)
             kernel.added.add(queue, count, kernel.clock.monotonic_ms())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from .rates import Rates
 from .residents import Residents
 from .sessions import Sessions
 from .settings import Settings
+from .terms import TermsBook
 
 T = TypeVar("T")
 
@@ -98,6 +99,7 @@ class Kernel:
         self.residents = Residents(self.leases, clock.now_ms())
         self.sessions = Sessions(settings.workers_max)
         self.queues = QueueBook(store)
+        self.terms = TermsBook(settings)
         self.depths = Depths(self.residents, store)
         self.added = Rates()
         self.dispatched = Rates()
@@ -119,15 +121,20 @@ class Kernel:
         """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
         return True
 
-    def forget_lease(self, lease: Lease) -> None:
-        """Drop a lease from memory, wherever it is."""
-        self.leases.remove(lease)
-        session = self.sessions.find(lease.worker_id)
-        if session is not None and session.leases.get(lease.id) is lease:
-            del session.leases[lease.id]
-            if not lease.sent_ms:
-                session.reserved[lease.queue] -= 1
-                session.outbox.pop(lease.id, None)
+    def forget_leases(self, leases: Iterable[Lease]) -> None:
+        """Drop leases from memory, wherever they are."""
+        find, remove = self.sessions.find, self.leases.remove
+        worker_id, session = "", None
+        for lease in leases:
+            remove(lease)
+            if lease.worker_id != worker_id:
+                worker_id = lease.worker_id
+                session = find(worker_id)
+            if session is not None and session.leases.get(lease.id) is lease:
+                del session.leases[lease.id]
+                if not lease.sent_ms:
+                    session.reserved[lease.queue] -= 1
+                    session.outbox.pop(lease.id, None)
 
     def withdraw(self, lease: Lease) -> None:
         """See to it that the lease is not sent (again): it is being given back."""
@@ -164,11 +171,14 @@ class Kernel:
         future.add_done_callback(lambda done: self._unwatch(job_id, done))
         return future
 
-    def ended(self, job_id: str) -> None:
-        """Wake those who wait for the job's end."""
-        for future in list(self._watchers.get(job_id, ())):
-            if not future.done():
-                future.set_result(None)
+    def ended(self, job_ids: Iterable[str]) -> None:
+        """Wake those who wait for the end of these jobs."""
+        if not self._watchers:
+            return
+        for job_id in job_ids:
+            for future in list(self._watchers.get(job_id, ())):
+                if not future.done():
+                    future.set_result(None)
 
     def _unwatch(self, job_id: str, future: asyncio.Future[None]) -> None:
         watchers = self._watchers.get(job_id)

@@ -8,7 +8,7 @@
 All persisted states are in `State`; all transitions are in `TRANSITIONS`; nothing else changes a
 state. "Due", "late" and "retrying" are derived from the row and never stored.
 
-An attempt ends in exactly one `Settlement`. Three budgets are kept apart: `failures` counts
+An attempt ends in exactly one `Success` or `Settlement`. Three budgets are kept apart: `failures` counts
 attempts that ended in failure, against `max_attempts`; `lost_leases` counts leases that ran out,
 against `lost_leases_max` (a job that kills its workers never reports a failure); `releases` by
 workers are free `RELEASES_FREE` times and then count as failures, so that nothing goes round for
@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from .job import Settlement, State
+from .job import End, Settlement, State, Success
 from .lease import Lease
 from .protocol import Outcome
 
@@ -49,10 +49,10 @@ TRANSITIONS: Final[dict[State, dict[str, State]]] = {
 ENDED: Final = frozenset(state for state, events in TRANSITIONS.items() if not events)
 
 
-def settle_outcome(lease: Lease, outcome: Outcome, now_ms: int, rng: random.Random) -> Settlement:
+def settle_outcome(lease: Lease, outcome: Outcome, now_ms: int, rng: random.Random) -> End:
     """Return what a worker's outcome makes of the job."""
     if outcome.kind == "succeeded":
-        return _settlement(lease, State.SUCCEEDED, now_ms, result=outcome.result)
+        return Success(lease.id, lease.job[1], lease.fencing_token, now_ms, outcome.result)
     if lease.cancel_requested:
         return settle_cancelled(lease, now_ms, outcome.error)
     if outcome.kind == "released":
@@ -72,18 +72,18 @@ def settle_released(lease: Lease, now_ms: int) -> Settlement:
     """
     if lease.cancel_requested:
         return settle_cancelled(lease, now_ms)
-    releases = lease.releases + bool(lease.sent_ms)
+    releases = lease.row.releases + bool(lease.sent_ms)
     if releases <= RELEASES_FREE or not lease.sent_ms:
         return _settlement(
             lease,
             State.SCHEDULED,
             now_ms,
             run_at_ms=lease.run_at_ms,
-            attempt=lease.attempt - 1,
+            attempt=lease.row.attempt - 1,
             releases=releases,
         )
-    failures = lease.failures + 1
-    dead = failures >= lease.max_attempts
+    failures = lease.row.failures + 1
+    dead = failures >= lease.row.max_attempts
     return _settlement(
         lease,
         State.DEAD if dead else State.SCHEDULED,
@@ -99,8 +99,8 @@ def settle_lost(lease: Lease, now_ms: int) -> Settlement:
     """Return what becomes of a job whose lease ran out."""
     if lease.cancel_requested:
         return settle_cancelled(lease, now_ms)
-    lost_leases = lease.lost_leases + 1
-    dead = lease.on_lost_lease == "dead" or lost_leases > lease.lost_leases_max
+    lost_leases = lease.row.lost_leases + 1
+    dead = lease.terms.on_lost_lease == "dead" or lost_leases > lease.terms.lost_leases_max
     return _settlement(
         lease,
         State.DEAD if dead else State.SCHEDULED,
@@ -113,18 +113,18 @@ def settle_lost(lease: Lease, now_ms: int) -> Settlement:
 
 
 def _settle_failed(lease: Lease, outcome: Outcome, now_ms: int, rng: random.Random) -> Settlement:
-    failures = lease.failures + 1
+    failures = lease.row.failures + 1
     reason = None
-    if not outcome.retryable or outcome.error_type in lease.retry_policy.non_retryable:
+    if not outcome.retryable or outcome.error_type in lease.terms.retry_policy.non_retryable:
         reason = "non_retryable"
-    elif failures >= lease.max_attempts:
+    elif failures >= lease.row.max_attempts:
         reason = "max_attempts"
     delay_ms = 0
     if reason is None:
         delay_ms = (
             outcome.retry_after_ms
             if outcome.retry_after_ms is not None
-            else lease.retry_policy.delay_ms(failures, rng)
+            else lease.terms.retry_policy.delay_ms(failures, rng)
         )
     return _settlement(
         lease,
@@ -147,7 +147,6 @@ def _settlement(
     failures: int | None = None,
     lost_leases: int | None = None,
     releases: int | None = None,
-    result: bytes | None = None,
     error: bytes | None = None,
     reason: str | None = None,
 ) -> Settlement:
@@ -158,11 +157,10 @@ def _settlement(
         state,
         lease.run_at_ms if run_at_ms is None else run_at_ms,
         now_ms,
-        lease.attempt if attempt is None else attempt,
-        lease.failures if failures is None else failures,
-        lease.lost_leases if lost_leases is None else lost_leases,
-        lease.releases if releases is None else releases,
-        result,
+        lease.row.attempt if attempt is None else attempt,
+        lease.row.failures if failures is None else failures,
+        lease.row.lost_leases if lost_leases is None else lost_leases,
+        lease.row.releases if releases is None else releases,
         error,
         reason,
     )

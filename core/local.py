@@ -52,13 +52,13 @@ class Context:
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self.job_id = lease.id
-        self.task = lease.task
+        self.task = lease.row.task
         self.queue = lease.queue
-        self.attempt = lease.attempt
-        self.max_attempts = lease.max_attempts
+        self.attempt = lease.row.attempt
+        self.max_attempts = lease.row.max_attempts
         self.run_at_ms = lease.run_at_ms
         self.fencing_token = lease.fencing_token
-        self.headers = dict(lease.headers)
+        self.headers = dict(lease.terms.headers)
 
     @property
     def cancelled(self) -> bool:
@@ -203,13 +203,13 @@ class LocalWorker:
         report_failure(task)
 
     async def _outcome(self, lease: Lease) -> Outcome:
-        handler = self.handlers.get(lease.task)
+        handler = self.handlers.get(lease.row.task)
         if handler is None:
-            return _failure("UnknownTask", f"no handler for {lease.task!r}", "")
+            return _failure("UnknownTask", f"no handler for {lease.row.task!r}", "")
         positional = (Context(lease),) if handler.wants_context else ()
         try:
-            arguments = json.loads(lease.args)
-            async with asyncio.timeout(lease.timeout_ms / 1000):
+            arguments = json.loads(lease.row.args)
+            async with asyncio.timeout(lease.terms.timeout_ms / 1000):
                 if inspect.iscoroutinefunction(handler.function):
                     result = await handler.function(*positional, **arguments)
                 else:

@@ -92,4 +92,4 @@ class Ownership:
         if numbers:
             for lease in kernel.leases.all():
                 if shard_of(lease.id) in numbers:
-                    kernel.forget_lease(lease)
+                    kernel.forget_leases([lease])

@@ -72,7 +72,7 @@ class Queues:
             page = await kernel.store.purge(name, kernel.clock.now_ms(), _PURGE_PAGE)
             for job_id in page:
                 kernel.residents.evict(job_id)
-                kernel.ended(job_id)
+                kernel.ended([job_id])
             purged += len(page)
             if len(page) < _PURGE_PAGE:
                 return purged

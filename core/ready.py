@@ -42,9 +42,7 @@ class ReadyLanes:
     def push(self, job: Waiting) -> None:
         """Append a job that its shard knows."""
         name = job[4]
-        lane = self._lanes.get(name)
-        if lane is None:
-            lane = self._add(name)
+        lane = self._lanes.get(name) or self._add(name)
         lane.jobs.append(job)
         lane.depth += 1
 
@@ -60,10 +58,15 @@ class ReadyLanes:
         taken: list[Waiting] = []
         for lane in self._queues.get(queue, ()):
             jobs = lane.jobs
-            while jobs and len(taken) < count:
+            wanted = min(count - len(taken), lane.depth)
+            lane.depth -= wanted
+            if len(jobs) == lane.depth + wanted:  # nothing void in between
+                taken += [jobs.popleft() for _ in range(wanted)]
+                continue
+            while wanted:
                 job = jobs.popleft()
                 if self._is_current(job):
-                    lane.depth -= 1
+                    wanted -= 1
                     taken.append(job)
         return taken
 

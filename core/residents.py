@@ -21,7 +21,7 @@ from .ids import shard_of
 from .job import CURSOR_START, Cursor, Waiting
 from .lease import LeaseTable
 from .ready import ReadyLanes
-from .shard import Shard
+from .shard import Shard, supersedes
 from .wheel import TimingWheel
 
 ID_LAST = "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -56,7 +56,8 @@ class Residents:
         """Jobs being cancelled or moved right now: not admitted, and not sent if just claimed."""
         self.unloaded = Alarm()
         """Rung when there are lanes or shards to load."""
-        self.total = 0
+        self.ready_ms = now_ms
+        """What is due by then needn't go into a wheel any more."""
         self._leases = leases
         self._due: dict[int, int] = {}
         self._expiries: TimingWheel[str] = TimingWheel(now_ms)
@@ -87,10 +88,27 @@ class Residents:
             self.unloaded.ring()
         return lane
 
+    @property
+    def total(self) -> int:
+        """How many jobs wait in memory."""
+        return sum(len(shard.waiting) for shard in self.shards.values())
+
     def offer(self, job: Waiting) -> bool:
         """Admit a job that has just been written, if it lies below its lane's cursor."""
-        cursor = self.lane(job[4]).cursor
-        return (job[2], job[0]) <= cursor and self.admit(job)
+        lane = self.lanes.get(job[4]) or self.lane(job[4])
+        return (job[2], job[0]) <= lane.cursor and self.admit(job)
+
+    def offer_all(self, jobs: Iterable[Waiting]) -> list[Waiting]:
+        """Do so with many; return those that lie above."""
+        above: list[Waiting] = []
+        lanes, admit = self.lanes, self.admit
+        for job in jobs:
+            lane = lanes.get(job[4]) or self.lane(job[4])
+            if (job[2], job[0]) <= lane.cursor:
+                admit(job)
+            else:
+                above.append(job)
+        return above
 
     def admit(self, job: Waiting) -> bool:
         """Keep a waiting job, wherever it was seen; True if that is news.
@@ -98,22 +116,29 @@ class Residents:
         Idempotent. A job that is being claimed or moved, or is leased, is left alone: its row has
         gone on since this view of it was taken, or is about to.
         """
-        job_id = job[0]
-        number = shard_of(job_id)
+        job_id, _, run_at_ms, _, lane_name, expires_at_ms, schedule_id, number = job
         shard = self.shards.get(number)
-        if shard is None or job_id in self.claiming or not shard.supersedes(job):
+        if shard is None:
             return False
-        if self._leases.get(job_id) is not None or job_id in self.withheld:
+        known = shard.waiting.get(job_id)
+        if known is None:
+            if job_id in self.claiming or job_id in self._leases.by_id or job_id in self.withheld:
+                return False
+        elif supersedes(job, known):
+            self.evict(job_id)
+        else:
             return False
-        self.evict(job_id)
-        self.lane(job[4]).resident += 1
-        self.total += 1
-        if job[5] and not self._expiries.insert(job_id, job[5]):
+        shard.waiting[job_id] = job
+        (self.lanes.get(lane_name) or self.lane(lane_name)).resident += 1
+        if expires_at_ms and not self._expiries.insert(job_id, expires_at_ms):
             self._overdue.append(job_id)
-        if shard.admit(job):
-            self._fired(job)
-        elif job[2] < self._due.get(number, job[2] + 1):
-            self._due[number] = shard.next_due_ms() or job[2]
+        if run_at_ms <= self.ready_ms or not shard.wait(job):
+            if schedule_id is None:
+                self.ready.push(job)
+            else:
+                self._park(job)
+        elif run_at_ms < self._due.get(number, run_at_ms + 1):
+            self._due[number] = shard.next_due_ms() or run_at_ms
         return True
 
     def evict(self, job_id: str) -> Waiting | None:
@@ -124,7 +149,6 @@ class Residents:
             return None
         job, fired = evicted
         self.lanes[job[4]].resident -= 1
-        self.total -= 1
         if job[5]:
             self._expiries.cancel(job_id, job[5])
         if self.parked.pop(job_id, None) is None and fired:
@@ -133,13 +157,17 @@ class Residents:
 
     def is_current(self, job: Waiting) -> bool:
         """Tell whether this very view of the job is the one that memory keeps."""
-        shard = self.shards.get(shard_of(job[0]))
+        shard = self.shards.get(job[7])
         return shard is not None and shard.waiting.get(job[0]) is job
 
     def holds(self, job_id: str) -> bool:
         """Tell whether the job waits here or is being claimed."""
         shard = self.shards.get(shard_of(job_id))
         return job_id in self.claiming or (shard is not None and job_id in shard.waiting)
+
+    def reach(self, until_ms: int) -> None:
+        """Note that what is due by then may go to the ready lanes without a turn in the wheel."""
+        self.ready_ms = max(self.ready_ms, until_ms)
 
     def fire(self, now_ms: int, slice_max: int) -> bool:
         """Move what is due by `now_ms` to the ready lanes; True if more than a slice remains."""
@@ -151,7 +179,10 @@ class Residents:
                 return True
             shard = self.shards[number]
             for job in shard.fire(now_ms):
-                self._fired(job)
+                if job[6] is None:
+                    self.ready.push(job)
+                else:
+                    self._park(job)
                 fired += 1
             next_ms = shard.next_due_ms()
             if next_ms is None:
@@ -177,13 +208,17 @@ class Residents:
     def rewind(self, now_ms: int) -> None:
         """Start all wheels again at an earlier time, after the clock was set back."""
         self.ready = ReadyLanes(self.is_current)
+        self.ready_ms = now_ms
         self.parked.clear()
         self._due.clear()
         self._expiries = TimingWheel(now_ms)
         self._overdue = []
         for shard in self.shards.values():
             for job in shard.rewind(now_ms):
-                self._fired(job)
+                if job[6] is None:
+                    self.ready.push(job)
+                else:
+                    self._park(job)
             for job in shard.waiting.values():
                 if job[5] and not self._expiries.insert(job[0], job[5]):
                     self._overdue.append(job[0])
@@ -194,14 +229,14 @@ class Residents:
     def take(self, queue: str, count: int) -> list[Waiting]:
         """Take ready jobs for a claim: from here on they wait no more, but are `claiming`."""
         jobs = self.ready.take(queue, count)
+        shards, lanes, claiming = self.shards, self.lanes, self.claiming
         for job in jobs:
             job_id = job[0]
-            del self.shards[shard_of(job_id)].waiting[job_id]
-            self.lanes[job[4]].resident -= 1
-            self.claiming[job_id] = job
+            del shards[job[7]].waiting[job_id]
+            lanes[job[4]].resident -= 1
+            claiming[job_id] = job
             if job[5]:
                 self._expiries.cancel(job_id, job[5])
-        self.total -= len(jobs)
         return jobs
 
     def unclaim(self, job: Waiting) -> None:
@@ -252,9 +287,6 @@ class Residents:
         """Admit each; return how many were news."""
         return sum(map(self.admit, jobs))
 
-    def _fired(self, job: Waiting) -> None:
-        if job[6] is None:
-            self.ready.push(job)
-        else:
-            self.parked[job[0]] = job
-            self.newly_parked = True
+    def _park(self, job: Waiting) -> None:
+        self.parked[job[0]] = job
+        self.newly_parked = True

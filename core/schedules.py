@@ -112,6 +112,6 @@ class Schedules:
     def _changed(self, schedule_id: str, cancelled: builtins.list[str]) -> None:
         for job_id in cancelled:
             self._kernel.residents.evict(job_id)
-            self._kernel.ended(job_id)
+            self._kernel.ended([job_id])
         self._ticker.specs.pop(schedule_id, None)
         self._ticker.ring()

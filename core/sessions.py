@@ -124,14 +124,18 @@ class WorkerSession:
         for lease in self.outbox.values():
             if lease.settling is not None or lease.run_at_ms > now_ms:
                 continue  # it is being given back, or the clock was
-            if room.get(lease.queue, 0) > 0:
-                size += len(lease.args)
+            left = room.get(lease.queue, 0)
+            if left > 0:
+                size += len(lease.row[3])
                 if len(batch) >= jobs_max or (batch and size > bytes_max):
                     break
-                room[lease.queue] -= 1
+                room[lease.queue] = left - 1
                 batch.append(lease)
-        for lease in batch:
-            del self.outbox[lease.id]
+        if len(batch) == len(self.outbox):
+            self.outbox.clear()
+        else:
+            for lease in batch:
+                del self.outbox[lease.id]
         return batch
 
     def answer(self, answer: PollAnswer) -> None:

@@ -1,7 +1,7 @@
 """A shard: a slice of all jobs with a timing wheel of its own; owned, dropped, taken over whole.
 
-It knows the waiting jobs of its slice below their lane's cursor, from `admit` until they are
-taken for a claim. Each is in exactly one of two places: in the wheel, or, fired, in the ready
+It knows the waiting jobs of its slice below their lane's cursor, from their admission until they
+are taken for a claim. Each is in exactly one of two places: in the wheel, or, fired, in the ready
 lanes; the wheel's `cancel` tells which. What memory says of a job may be out of date at any time: the
 claim compares it with the row, so a stale view costs one futile claim and nothing else.
 
@@ -20,7 +20,10 @@ _OFFSET_MS = 1_024
 
 
 class Shard:
-    """The waiting jobs of one shard, by id, and the wheel that tells when they are due."""
+    """The waiting jobs of one shard, by id, and the wheel that tells when they are due.
+
+    `waiting` is filled and emptied by `core.residents`.
+    """
 
     __slots__ = ("_offset_ms", "_wheel", "epoch", "number", "waiting")
 
@@ -31,21 +34,9 @@ class Shard:
         self._offset_ms = number * _OFFSET_MS
         self._wheel: TimingWheel[str] = TimingWheel(now_ms + self._offset_ms)
 
-    def admit(self, job: Waiting) -> bool:
-        """Keep the job; return True if it has fired already (push it to its ready lane)."""
-        self.waiting[job[0]] = job
-        return not self._wheel.insert(job[0], job[2] + self._offset_ms)
-
-    def supersedes(self, job: Waiting) -> bool:
-        """Tell whether `job` is news: unknown here, under a newer token, or due earlier.
-
-        Two views of one row under one token differ by a reschedule, and nothing says which is
-        the newer. The earlier is the safe guess: if it is wrong, its claim fails and re-reads.
-        """
-        known = self.waiting.get(job[0])
-        if known is None:
-            return True
-        return job[3] > known[3] or (job[3] == known[3] and job[2] < known[2])
+    def wait(self, job: Waiting) -> bool:
+        """Put a job that is known into the wheel; False if it is due there already."""
+        return self._wheel.insert(job[0], job[2] + self._offset_ms)
 
     def evict(self, job_id: str) -> tuple[Waiting, bool] | None:
         """Forget a job; return (it, was it in the ready lanes), None if it isn't here."""
@@ -74,3 +65,12 @@ class Shard:
         return [
             job for job in self.waiting.values() if not wheel.insert(job[0], job[2] + offset_ms)
         ]
+
+
+def supersedes(job: Waiting, known: Waiting) -> bool:
+    """Tell whether `job` is news to who knows `known`: a newer token, or due earlier.
+
+    Two views of one row under one token differ by a reschedule, and nothing says which is the
+    newer. The earlier is the safe guess: if it is wrong, its claim fails and re-reads.
+    """
+    return job[3] > known[3] or (job[3] == known[3] and job[2] < known[2])

@@ -135,17 +135,18 @@ class Sweeper:
         if (
             kernel.leases.get(row.id) is not None
             or row.id in kernel.residents.claiming
-            or shard_of(row.id) not in kernel.residents.shards
+            or (shard := shard_of(row.id)) not in kernel.residents.shards
         ):
             return
         kernel.residents.evict(row.id)
         monotonic_ms = kernel.clock.monotonic_ms()
-        lease = adopt(row, kernel.queues.get(row.lane[2:]), kernel.settings, monotonic_ms)
+        terms = kernel.terms.of(kernel.queues.get(row.lane[2:]), row.options)
+        lease = adopt(row, shard, terms, monotonic_ms)
         kernel.leases.add(lease)
-        kernel.leases.send(lease, monotonic_ms)
+        kernel.leases.send([lease], monotonic_ms)
         # Spread, so that the leases of a dead worker's jobs don't all run out in one instant.
-        spread_ms = int(lease.lease_ms * kernel.rng.random() / 3)
-        kernel.leases.extend(lease, monotonic_ms + lease.lease_ms + spread_ms)
+        spread_ms = int(terms.lease_ms * kernel.rng.random() / 3)
+        kernel.leases.extend(lease, monotonic_ms + terms.lease_ms + spread_ms)
 
     async def _reread_all(self) -> None:
         refs = list(self._kernel.rereads.items())
@@ -163,7 +164,7 @@ class Sweeper:
             raise
         for (job_id, _), job in zip(refs, jobs, strict=True):
             if job is None or job.state in ENDED:
-                kernel.ended(job_id)
+                kernel.ended([job_id])
             elif job.state is State.RUNNING:
                 self._adopt(running_of(job))
             else:

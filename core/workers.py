@@ -14,13 +14,13 @@ from typing import NamedTuple
 from .dispatcher import Dispatcher
 from .errors import InvalidRequest, Unavailable
 from .ids import check
-from .job import Job, State
+from .job import End, Job, State, Success
 from .kernel import Kernel
 from .lease import Lease, adopt
 from .lifecycle import settle_outcome
 from .protocol import Outcome, PollAnswer, Report, ReportAnswer, ReportItem, RunningItem, Status
 from .sessions import Poll, WorkerSession
-from .settler import Pair, Settler
+from .settler import Settler
 from .sweeper import running_of
 
 REPORT_ITEMS_MAX = 20_000
@@ -164,35 +164,49 @@ class Workers:
         self, session: WorkerSession, items: Sequence[ReportItem]
     ) -> builtins.list[tuple[str, Status]]:
         kernel = self._kernel
-        statuses: builtins.list[Status] = ["stale"] * len(items)
-        pairs: builtins.list[Pair] = []
-        places: builtins.list[int] = []
-        taken: set[str] = set()
         now_ms = kernel.clock.now_ms()
-        for place, item in enumerate(items):
-            found = await self._find(session, item.job_id, item.fencing_token, item.outcome)
-            lease = found.lease
-            if lease is None or lease.id in taken:
-                statuses[place] = found.status if lease is None else "duplicate"
+        results: builtins.list[tuple[str, Status]] = []
+        leases: builtins.list[Lease] = []
+        ends: builtins.list[End] = []
+        places: builtins.list[int] = []
+        mine = session.leases
+        taken: set[str] = set()
+        for place, (job_id, token, outcome) in enumerate(items):
+            lease = mine.get(job_id)
+            if lease is None or lease.fencing_token != token or lease.settling is not None:
+                found = await self._find(session, job_id, token, outcome)
+                lease = found.lease
+                if lease is None:
+                    results.append((job_id, found.status))
+                    continue
+            if lease.id in taken:
+                results.append((job_id, "duplicate"))
+                continue
+            taken.add(lease.id)
+            leases.append(lease)
+            if outcome.kind == "succeeded":
+                ends.append(Success(lease.id, lease.job[1], token, now_ms, outcome.result))
             else:
-                taken.add(lease.id)
-                pairs.append((lease, settle_outcome(lease, item.outcome, now_ms, kernel.rng)))
-                places.append(place)
-        if pairs:
+                ends.append(settle_outcome(lease, outcome, now_ms, kernel.rng))
+            places.append(place)
+            results.append((job_id, "ok"))
+        if leases:
             # Shielded: what a caller that hangs up has reported is settled all the same.
             try:
-                flags = await asyncio.shield(self._settler.settle(pairs))
+                flags = await asyncio.shield(self._settler.settle(leases, ends))
             except Unavailable:
                 # The worker is alive and will repeat: its leases shall not run out over it.
-                for lease, _ in pairs:
+                for lease in leases:
                     kernel.leases.renew(lease, kernel.clock.monotonic_ms())
                 raise
-            for place, applied in zip(places, flags, strict=True):
-                statuses[place] = "ok" if applied else "stale"
-        stale = statuses.count("stale")
+            if not all(flags):
+                for place, applied in zip(places, flags, strict=True):
+                    if not applied:
+                        results[place] = (results[place][0], "stale")
+        stale = sum(1 for _, status in results if status == "stale")
         if stale:
             kernel.metrics.stale(stale)
-        return [(item.job_id, status) for item, status in zip(items, statuses, strict=True)]
+        return results
 
     async def _renew(
         self, session: WorkerSession, items: Sequence[RunningItem]
@@ -238,11 +252,11 @@ class Workers:
             return _STALE
         if job.state is State.RUNNING:
             if kernel.leases.get(job_id) is None:
-                queue = kernel.queues.get(job.queue)
+                terms = kernel.terms.of(kernel.queues.get(job.queue), job.options)
                 monotonic_ms = kernel.clock.monotonic_ms()
-                lease = adopt(running_of(job), queue, kernel.settings, monotonic_ms)
+                lease = adopt(running_of(job), job.shard, terms, monotonic_ms)
                 kernel.leases.add(lease)
-                kernel.leases.send(lease, monotonic_ms)
+                kernel.leases.send([lease], monotonic_ms)
             return await self._find(session, job_id, token, outcome)
         if outcome is not None and _already_applied(job, outcome):
             return _Found(None, "duplicate")

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
 
-from tickwheel.core.lease import Lease
 from tickwheel.core.protocol import (
     Outcome,
     PollAnswer,
@@ -25,6 +24,7 @@ from tickwheel.core.protocol import (
     ReportItem,
     RunningItem,
 )
+from tickwheel.core.terms import Terms
 from tickwheel.core.workers import REPORT_ITEMS_MAX, SLOTS_MAX
 
 from . import wire
@@ -121,11 +121,32 @@ class ReportRequest(wire.Wire):
     running: tuple[RunningReport, ...] = ()
 
 
+class UsualItem(wire.Wire):
+    """A handler that returned nothing."""
+
+    job_id: str
+    fencing_token: Token
+
+
+class UsualReport(wire.Wire):
+    """What nearly all reports are; decoding is four times faster for it."""
+
+    succeeded: list[UsualItem]
+    failed: tuple[()] = ()
+    released: tuple[()] = ()
+    running: tuple[()] = ()
+
+
 _REPORT = msgspec.json.Decoder(ReportRequest)
+_USUAL = msgspec.json.Decoder(UsualReport)
+_DONE = Outcome("succeeded")
 
 
 def decode_report(body: bytes) -> Report:
     """Return the report in a body."""
+    usual = _usual(body)
+    if usual is not None:
+        return usual
     try:
         request = wire.decode(body, _REPORT)
     except InvalidJSON:
@@ -152,6 +173,28 @@ def decode_report(body: bytes) -> Report:
         for item in request.running
     ]
     return Report(ended, running)
+
+
+def _usual(body: bytes) -> Report | None:
+    """Return a report of nothing but successes without a result; None: it may say more.
+
+    There is no document in it that would have to be kept as it is, so the proof of `check_json` is
+    not needed; that no name occurs twice is plain from how often each does.
+    """
+    try:
+        items = _USUAL.decode(body).succeeded
+    except msgspec.DecodeError:
+        return None
+    count = len(items)
+    if (
+        count > REPORT_ITEMS_MAX
+        or b"\\" in body
+        or body.count(b'"succeeded"') != 1
+        or body.count(b'"job_id"') != count
+        or body.count(b'"fencing_token"') != count
+    ):
+        return None
+    return Report([ReportItem(item.job_id, item.fencing_token, _DONE) for item in items])
 
 
 def mend(body: bytes) -> bytes:
@@ -247,28 +290,43 @@ def clean(text: str) -> str:
 
 
 def poll_answer(answer: PollAnswer) -> bytes:
-    """Return the answer to a poll; args are spliced in as they were sent."""
-    return orjson.dumps({"jobs": _leases(answer.leases), "cancel": answer.cancel})
+    """Return the answer to a poll; args are spliced in as they were sent.
+
+    Written by hand: what a run of jobs has in common is encoded once for all of them, and the
+    texts of the rest need no escapes. Half the cost of a dict and an encoder for each.
+    """
+    stamp = wire.stamp
+    parts = [b'{"jobs":[']
+    common: tuple[Terms, str, int] | None = None
+    tail = b""
+    for lease in answer.leases:
+        _, token, task, args, _, attempt, _, _, _, max_attempts = lease.row
+        if common is None or common != (lease.terms, task, max_attempts):
+            common = (lease.terms, task, max_attempts)
+            tail = _tail(lease.terms, task, max_attempts)
+        head = (
+            f'{{"id":"{lease.id}","run_at":"{stamp(lease.run_at_ms)}","attempt":{attempt},'
+            f'"fencing_token":{token},"args":'
+        )
+        parts += (head.encode(), args, tail)
+    if answer.leases:
+        parts[-1] = tail[:-1]
+    parts += (b'],"cancel":', orjson.dumps(answer.cancel), b"}")
+    return b"".join(parts)
 
 
-def _leases(leases: Sequence[Lease]) -> list[dict[str, Any]]:
-    fragment, stamp = orjson.Fragment, wire.stamp
-    return [
+def _tail(terms: Terms, task: str, max_attempts: int) -> bytes:
+    rest = orjson.dumps(
         {
-            "id": lease.id,
-            "task": lease.task,
-            "args": fragment(lease.args),
-            "queue": lease.queue,
-            "attempt": lease.attempt,
-            "max_attempts": lease.max_attempts,
-            "run_at": stamp(lease.run_at_ms),
-            "fencing_token": lease.fencing_token,
-            "lease_seconds": lease.lease_ms / 1000,
-            "timeout_seconds": lease.timeout_ms / 1000,
-            "headers": dict(lease.headers),
+            "task": task,
+            "queue": terms.queue,
+            "max_attempts": max_attempts,
+            "lease_seconds": terms.lease_ms / 1000,
+            "timeout_seconds": terms.timeout_ms / 1000,
+            "headers": dict(terms.headers),
         }
-        for lease in leases
-    ]
+    )
+    return b",%b," % rest[1:]
 
 
 def report_answer(answer: ReportAnswer) -> bytes:
