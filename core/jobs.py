@@ -177,8 +177,8 @@ class Jobs:
         """Make rows of the specs: ids, times, and the queues' defaults."""
         kernel = self._kernel
         now_ms = kernel.clock.now_ms()
-        own = tuple(kernel.residents.shards) or range(kernel.shard_count)
-        shard = own[kernel.rng.randrange(len(own))]
+        own = kernel.residents.numbers or range(kernel.shard_count)
+        shard = own[int(len(own) * kernel.rng.random())]
         expires_ms = now_ms + kernel.settings.idempotency_ttl_ms
         rows: builtins.list[NewJob] = []
         keys: dict[int, IdempotencyKey] = {}

@@ -74,19 +74,21 @@ class JobStore(Protocol):
     ) -> list[Claimed | None]:
         """Start an attempt of each job that still is as it was seen: `scheduled`, same run_at, token.
 
-        `workers` runs parallel to `jobs`: who shall run each. Sets `running`, owner, worker, started_at, attempt + 1 and a new, greater fencing token;
-        None where the row no longer matches.
+        `workers` runs parallel to `jobs`: who shall run each. Sets `running`, owner, worker,
+        started_at, attempt + 1 and a new, greater fencing token; None where the row no longer
+        matches.
         """
         ...
 
     async def settle(self, ends: Sequence[End]) -> list[bool]:
         """End each attempt whose row is still `running` under its token; False: it is not.
 
-        Terminal states set finished_at; `dead` writes the dead letter in the same transaction;
-        `scheduled` sets the new run_at and clears worker, owner and started_at; what ends other than
-        by success loses its start deadline, unless it counts as unstarted again. A row with a
-        cancel request never goes back to `scheduled` and never becomes `dead`: it becomes
-        `cancelled`, reason `cancelled`.
+        A success sets finished_at (its own time, or a later one of the call) and the result, and
+        clears what an earlier attempt left as error and reason. Any other terminal state sets
+        finished_at; `dead` writes the dead letter in the same transaction; `scheduled` sets the new
+        run_at and clears worker, owner and started_at. What ends other than by success loses its
+        start deadline, unless it counts as unstarted again. A row with a cancel request never goes
+        back to `scheduled` and never becomes `dead`: it becomes `cancelled`, reason `cancelled`.
         True also where this very end was applied before.
         """
         ...

@@ -46,6 +46,8 @@ class Residents:
 
     def __init__(self, leases: LeaseTable, now_ms: int) -> None:
         self.shards: dict[int, Shard] = {}
+        self.numbers: tuple[int, ...] = ()
+        """The owned shards."""
         self.lanes: dict[str, LaneCursor] = {}
         self.ready = ReadyLanes(self.is_current)
         self.claiming: dict[str, Waiting] = {}
@@ -69,6 +71,7 @@ class Residents:
             # Ours had run out and was free for anyone: what was known of it may be out of date.
             self.disown(number)
         self.shards[number] = Shard(number, epoch, now_ms)
+        self.numbers = tuple(self.shards)
         for lane in self.lanes.values():
             lane.cursor = CURSOR_START
 
@@ -78,6 +81,7 @@ class Residents:
         for job_id in list(shard.waiting):
             self.evict(job_id)
         del self.shards[number]
+        self.numbers = tuple(self.shards)
         self._due.pop(number, None)
 
     def lane(self, name: str) -> LaneCursor:

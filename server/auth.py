@@ -20,6 +20,7 @@ import ipaddress
 import re
 import secrets
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -126,7 +127,7 @@ class Auth:
     def _check_same_site(self, request: web.BaseRequest) -> None:
         headers = request.headers
         host = headers.get(hdrs.HOST, "")
-        if self._loopback_only and not is_loopback(_host_name(host)):
+        if self._loopback_only and not _names_loopback(host):
             raise Forbidden("without keys only requests to loopback", code="foreign_host")
         origin = headers.get(hdrs.ORIGIN)
         if origin is not None and _authority(origin) != host.lower():
@@ -178,8 +179,9 @@ def _authority(origin: str) -> str | None:
         return None
 
 
-def _host_name(authority: str) -> str:
+@lru_cache(maxsize=256)
+def _names_loopback(authority: str) -> bool:
     try:
-        return urlsplit(f"//{authority}").hostname or ""
+        return is_loopback(urlsplit(f"//{authority}").hostname or "")
     except ValueError:
-        return ""
+        return False

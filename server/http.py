@@ -49,12 +49,13 @@ class QueueDefaults:
 
     async def get(self, name: str) -> Queue:
         """Return the queue; one that nobody has configured has the defaults."""
-        async with self._reading:
-            now_ms = self._scheduler.clock.monotonic_ms()
-            if now_ms >= self._until_ms:
-                queues = await self._scheduler.queues.list()
-                self._queues = {queue.name: queue for queue in queues}
-                self._until_ms = now_ms + QUEUE_DEFAULTS_MS
+        clock = self._scheduler.clock
+        if clock.monotonic_ms() >= self._until_ms:
+            async with self._reading:
+                if clock.monotonic_ms() >= self._until_ms:
+                    queues = await self._scheduler.queues.list()
+                    self._queues = {queue.name: queue for queue in queues}
+                    self._until_ms = clock.monotonic_ms() + QUEUE_DEFAULTS_MS
         return self._queues.get(name) or Queue(name)
 
     def forget(self) -> None:

@@ -30,6 +30,7 @@ LAG_BUCKETS_MS = (
     *(1, 2, 3, 5, 7, 10, 20, 30, 50, 100, 200, 500),
     *(1_000, 2_000, 5_000, 10_000, 20_000, 60_000),
 )
+STALL_BUCKETS_MS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1_000)
 BATCH_BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000)
 
 
@@ -43,8 +44,8 @@ class _Histogram:
 
     def observe(self, values_ms: Sequence[float]) -> None:
         bounds, counts = self._bounds, self._counts
-        for value in values_ms:
-            counts[bisect_left(bounds, value)] += 1
+        for value, times in Counter(values_ms).items():
+            counts[bisect_left(bounds, value)] += times
         self._sum_ms += sum(values_ms)
 
     def export(self) -> tuple[list[tuple[str, float]], float]:
@@ -64,6 +65,7 @@ class ServerMetrics(Collector):
     def __init__(self) -> None:
         self._lag: dict[str, _Histogram] = {}
         self._batches: dict[str, _Histogram] = {}
+        self._stalls = _Histogram(STALL_BUCKETS_MS)
         self._batch_rows: Counter[str] = Counter()
         self._submitted: Counter[str] = Counter()
         self._settled: Counter[tuple[str, str]] = Counter()
@@ -109,6 +111,10 @@ class ServerMetrics(Collector):
         """The sweep found jobs that memory had missed."""
         self._swept += jobs
 
+    def stall(self, milliseconds: float) -> None:
+        """The event loop was looked at, and was so late."""
+        self._stalls.observe((milliseconds,))
+
     def request(self, route: str, status: int) -> None:
         """A request was answered; `route` is one of the table's, so few."""
         self._requests[route, status] += 1
@@ -145,6 +151,11 @@ class ServerMetrics(Collector):
             "fire_lag", "From a job's time to its hand-over to a worker.", "queue", self._lag
         )
         yield _histogram("batch", "Round trips to the store.", "name", self._batches)
+        buckets, total = self._stalls.export()
+        text = "How late the event loop was, looked at every 5 ms."
+        yield HistogramMetricFamily(
+            "tickwheel_loop_stall_seconds", text, buckets=buckets, sum_value=total
+        )
         if self._scheduler is not None:
             yield from self._gauges(self._scheduler)
 

@@ -29,6 +29,7 @@ from tickwheel.core.settings import Settings
 from .app import build_app, make_runner
 from .auth import is_loopback
 from .metrics import ServerMetrics
+from .stalls import StallWatch
 
 READY_SECONDS_MAX = 10.0
 READY_POLL_SECONDS = 0.01
@@ -118,6 +119,9 @@ async def _start(
             )
         print(f"no API key exists: open to everyone who reaches {options.host}", file=sys.stderr)
     await _until_ready(scheduler, stopping)
+    stalls = StallWatch(metrics.stall)
+    stalls.start()
+    stack.callback(stalls.stop)
     await web.SockSite(runner, sock, backlog=BACKLOG_MAX).start()
 
 
