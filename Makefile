@@ -10,10 +10,11 @@ VERSIONS := 3.11 3.12 3.13
 CORES := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow smoke check bench format tools clean
+.PHONY: help demo test test-fast test-slow smoke check bench bench-quick bench-full bench-peers micro \
+	locust format tools clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## half a minute of the real thing: Postgres, a server, two workers, 20,000 jobs, a kill
 	$(BIN)/tickwheel demo
@@ -26,8 +27,29 @@ check: $(VENV)/.dev ## format, lint, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev ## measure this machine, and print the report
-	$(BIN)/python -m tickwheel.bench
+# ONLY='C 10k*' picks phases, SAVE=name keeps a baseline; the report is docs/benchmarks.md.
+BENCH = $(BIN)/python -m tickwheel.bench
+SAVED = $(if $(SAVE),--benchmark-storage=file://bench/results/micro --benchmark-save='$(SAVE)')
+PICKED = $(if $(ONLY),--only '$(ONLY)')
+
+bench: $(VENV)/.dev ## measure this machine in 40 minutes, and write the report
+	$(BENCH) ladder $(PICKED)
+
+bench-quick: $(VENV)/.dev ## the same shapes, small, in 3 minutes
+	$(BENCH) quick $(PICKED)
+
+bench-full: $(VENV)/.dev ## with ten-minute phases and a soak, in hours; goes on where it stopped
+	$(BENCH) full $(PICKED)
+
+bench-peers: $(VENV)/.dev ## other job queues beside Tickwheel, in one run
+	@$(BENCH) peers; status=$$?; $(BENCH) report; exit $$status
+
+micro: $(VENV)/.dev ## micro-benchmarks of the parts, beside their baselines
+	$(BIN)/pytest bench/micro --benchmark-quiet $(SAVED)
+
+locust: $(VENV)/.dev ## locust's web page against HOST=http://… with KEY=tw_…
+	@test -n "$(HOST)" || { echo "usage: make locust HOST=http://… [KEY=tw_…]"; exit 1; }
+	@TICKWHEEL_API_KEY='$(KEY)' $(BENCH) locust --host '$(HOST)'
 
 format: $(VENV)/.dev ## rewrite the sources in the house style
 	$(BIN)/ruff format .

@@ -1,6 +1,209 @@
-"""`python -m tickwheel.bench`: the end-to-end benchmark."""
+"""`python -m tickwheel.bench`: measure, go on measuring, and write the report."""
 
-from .endtoend import main
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+from rich.console import Console
+
+from tickwheel.bench import ladder, machine, record, runner
+from tickwheel.bench.phase import Phase
+from tickwheel.bench.rate import Offer, show
+from tickwheel.bench.record import Record, Results
+
+START_SECONDS = 10.0
+CONSOLE = Console(stderr=not sys.stdout.isatty())
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
+
+
+@click.group()
+def main() -> None:
+    """Measure Tickwheel. Results go to bench/results, the report to docs/benchmarks.md."""
+
+
+def _measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that all commands which run phases share."""
+    for option in (
+        click.option("--only", multiple=True, metavar="PATTERN", help="Only phases like 'C 10k*'."),
+        click.option("--again", multiple=True, metavar="PATTERN", help="Measure these anew."),
+        click.option("--repeats", type=click.IntRange(1), help="Runs of each phase, at least."),
+        click.option("--results", "folder", type=_FOLDER, default=Path("bench/results")),
+        click.option("--docs", type=_FOLDER, default=Path("docs")),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_measuring
+def quick(**options: Any) -> None:
+    """All shapes, small, in three minutes. Says that it works, not how fast it is."""
+    _measure("quick", ladder.QUICK, resume=False, **options)
+
+
+@main.command("ladder")
+@_measuring
+@click.option("--resume", is_flag=True, help="Keep what this commit has already.")
+def ladder_(resume: bool, **options: Any) -> None:
+    """All shapes with phases of a minute, within forty minutes."""
+    _measure("bench", ladder.LADDER, resume=resume, **options)
+
+
+@main.command()
+@_measuring
+def full(**options: Any) -> None:
+    """The ladder, the whole grid, the ten-minute phases and the soak; goes on where it stopped."""
+    _measure("full", ladder.FULL, resume=True, **options)
+
+
+def _measure(
+    kind: str,
+    phases: Sequence[Phase],
+    *,
+    resume: bool,
+    only: Sequence[str],
+    again: Sequence[str],
+    repeats: int | None,
+    folder: Path,
+    docs: Path,
+) -> None:
+    """Run the phases asked for, write the report; exit 1 if a check of one of them failed."""
+    asked = [
+        replace(phase, repeats=max(phase.repeats, repeats or 1))
+        for phase in phases
+        if not only or _like(phase.name, only)
+    ]
+    if not asked:
+        raise click.BadParameter("no phase is like that: see `list`", param_hint="--only")
+    prefix = "quick-" if kind == "quick" else ""
+    kept = _open(folder, prefix, kind)
+    for phase in asked:
+        if not resume or _like(phase.name, again):
+            kept.forget(phase.name)
+    CONSOLE.print(f"{kept.path}: {sum(phase.seconds * phase.repeats for phase in asked):,.0f} s")
+    try:
+        runner.run(kept, asked, CONSOLE)
+    finally:
+        if kept.results.phases:
+            _write_report(kept.path, docs)
+    _end(kept.results, {phase.name for phase in asked})
+
+
+def _like(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _open(folder: Path, prefix: str, kind: str) -> Record:
+    """Return the record of this commit as it is, or a new one."""
+    commit, now = machine.commit(), datetime.now(UTC)
+    path = record.find(folder, commit, prefix)
+    if path is not None:
+        results = record.read(path)
+        results.kind = kind
+        return Record(path, results)
+    results = Results(
+        kind=kind,
+        commit=commit,
+        at=now.isoformat(timespec="seconds"),
+        machine=machine.machine(),
+        versions=machine.versions(),
+        postgres=uvloop.run(machine.postgres_settings()),
+    )
+    return Record(folder / f"{prefix}{now:%Y-%m-%d}-{commit}.json", results)
+
+
+def _end(results: Results, names: set[str]) -> None:
+    failed = [(name, check) for name, check in results.failed() if name in names]
+    for name, check in failed:
+        CONSOLE.print(f"{name}: {check.name}: {check.detail}", style="red", markup=False)
+    if failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--rate", default=10_000.0, show_default=True, help="Jobs a second.")
+@click.option("--seconds", default=30.0, show_default=True, help="For how long.")
+@click.option("--batch", default=200, show_default=True, help="Jobs per POST.")
+@click.option("--single", is_flag=True, help="One job per POST.")
+@click.option("--workers", default=1, show_default=True, help="Worker processes.")
+@click.option("--slots", default=2_000, show_default=True, help="Slots of each.")
+@click.option("--lead", default=0.0, show_default=True, help="Due so many seconds later.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def rate(as_json: bool, **options: Any) -> None:
+    """One open-loop run, kept nowhere."""
+    offer = Offer(**options)
+    phase = Phase(f"{offer.rate:,.0f}/s", "B", offer.seconds + START_SECONDS, offer)
+    run = runner.once(phase, CONSOLE)
+    show(offer, run, as_json)
+    if not run.ok:
+        raise SystemExit(1)
+
+
+_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@main.command(context_settings=_PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def peers(arguments: tuple[str, ...]) -> None:
+    """Other job queues beside Tickwheel, in one run (see `peers --help`)."""
+    from tickwheel.bench.peers.__main__ import main as measure
+
+    measure(arguments, prog_name="python -m tickwheel.bench peers")
+
+
+@main.command(context_settings=_PASSED_ON)
+@click.option("--host", required=True, help="Whom to load: http://…")
+@click.option("--key", envvar="TICKWHEEL_API_KEY", default="", help="An API key of theirs.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def locust(host: str, key: str, arguments: tuple[str, ...]) -> None:
+    """Locust and its web page, against any deployment; further arguments are locust's own."""
+    file = Path(__file__).with_name("locustfile.py")
+    command = ("-m", "locust", "-f", str(file), "--host", host, "--web-host", "127.0.0.1")
+    environment = os.environ | {"TICKWHEEL_API_KEY": key}
+    os.execve(sys.executable, (sys.executable, *command, *arguments), environment)
+
+
+@main.command("list")
+def list_() -> None:
+    """The phases of each ladder, with their seconds."""
+    for name, phases in (("quick", ladder.QUICK), ("ladder", ladder.LADDER), ("full", ladder.FULL)):
+        click.echo(f"{name}: {ladder.budget(phases):,.0f} s")
+        for phase in phases:
+            click.echo(f"  {phase.name:<22} {phase.seconds:>6,.0f} s × {phase.repeats}")
+
+
+@main.command()
+@click.argument("file", type=_FILE, required=False)
+@click.option("--results", "folder", type=_FOLDER, default=Path("bench/results"))
+@click.option("--docs", type=_FOLDER, default=Path("docs"))
+def report(file: Path | None, folder: Path, docs: Path) -> None:
+    """Write docs/benchmarks.md and its plots from a results file, or from the newest."""
+    file = file or record.newest(folder)
+    if file is None:
+        raise click.UsageError(f"no results in {folder}")
+    _write_report(file, docs)
+
+
+def _write_report(file: Path, docs: Path) -> None:
+    """Write the report of a results file; a quick one's goes beside it, never to the docs."""
+    from tickwheel.bench.report import page
+
+    quick = file.name.startswith("quick-")
+    text = file.with_suffix(".md") if quick else docs / "benchmarks.md"
+    plots = file.with_suffix("") if quick else docs / "plots"
+    page.write(record.read(file), text, plots, record.newest(file.parent, "peers-"))
+    CONSOLE.print(f"report: {text}")
+
 
 if __name__ == "__main__":
     main()

@@ -11,22 +11,35 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def tickwheel(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the `tickwheel` command of this interpreter, its standard output piped."""
+def tickwheel(
+    *arguments: str, log: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """Start the `tickwheel` command of this interpreter, its standard output piped.
+
+    Its standard error is added to the file `log`; without one it is ours.
+    """
     code = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return python("-c", code, *arguments, log=log, **environment)
+
+
+def python(*arguments: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Start this interpreter with arguments, standard input and output piped."""
+    with (log or Path(os.devnull)).open("a") as errors:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if log is None else errors,
+            text=True,
+        )
 
 
 def tree(pid: int) -> list[int]:
     """Return the process and all its descendants that live now."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
     return [pid, *(grandchild for child in children for grandchild in tree(int(child)))]
 
@@ -42,7 +55,7 @@ def cpu_seconds(pid: int) -> float:
     for each in tree(pid):
         try:
             stat = Path(f"/proc/{each}/stat").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         fields = stat.rpartition(")")[2].split()
         ticks += sum(map(int, fields[11:15]))
@@ -50,9 +63,35 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """Return the resident memory of one process in MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    """Return the resident memory of one process in MiB; 0 if it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
     return pages * _PAGE / 2**20
+
+
+def proportional_mb(pid: int) -> float:
+    """Return the memory of a process tree in MiB, what they share counted once (PSS).
+
+    The kernel walks every page table for it: milliseconds for a large Postgres.
+    """
+    kilobytes = 0
+    for each in tree(pid):
+        try:
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        kilobytes += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return kilobytes / 2**10
+
+
+def descriptors(pid: int) -> int:
+    """Return how many file descriptors a process has open; 0 if it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 30.0) -> int:
@@ -64,3 +103,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 30.0) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+    finally:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()

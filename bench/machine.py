@@ -1,0 +1,159 @@
+"""What the figures depend on: the machine, the versions, the sources, the Postgres settings.
+
+The commit is the last one that changed anything measured (sources and shapes, not documents,
+results or the report), so that a long run goes on over a commit of its own report. Changes not yet
+committed show as a digest behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import asyncpg
+
+from tickwheel.storage import EmbeddedPostgres
+
+MEASURED = (
+    *("core", "storage", "server", "client", "bench", "pyproject.toml"),
+    *(f":!bench/{name}" for name in ("results", "report", "peers", "micro")),
+)
+PACKAGES = ("tickwheel", "aiohttp", "asyncpg", "orjson", "msgspec", "uvloop", "locust")
+SETTINGS = (
+    "server_version",
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_level",
+    "wal_compression",
+    "shared_buffers",
+    "max_wal_size",
+    "checkpoint_timeout",
+    "checkpoint_completion_target",
+    "autovacuum",
+    "autovacuum_naptime",
+    "max_connections",
+    "io_method",
+    "jit",
+)
+# Where the server is and listens: they tell nothing about speed.
+ADDRESSES = ("config_", "data_", "hba_", "ident_", "listen_", "port", "unix_")
+_SYNCS = 100
+_PAGE_BYTES = 8192
+
+
+def commit() -> str:
+    """Return the last commit that changed what is measured, with a digest of changes since.
+
+    "unknown" outside a checkout.
+    """
+    try:
+        last = _git("log", "-1", "--format=%h", "--", *MEASURED).decode().strip()
+        changes = _git("diff", "HEAD", "--", *MEASURED)
+        added = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *MEASURED)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    digest = hashlib.sha256(changes)
+    for name in added.split(b"\0")[:-1]:
+        digest.update(name + b"\0" + Path(os.fsdecode(name)).read_bytes())
+    return f"{last}-dirty-{digest.hexdigest()[:6]}" if changes or added else last
+
+
+def _git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], capture_output=True, check=True).stdout
+
+
+def machine() -> dict[str, str | int | float]:
+    """Return the machine: processor, cores, memory, kernel, and how long the disk takes to sync."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "sync_p50_us": _sync_us(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _sync_us() -> float:
+    """Return the median microseconds of writing one page and having it on disk."""
+    times = []
+    with tempfile.TemporaryFile() as file:
+        for _ in range(_SYNCS):
+            started = time.perf_counter()
+            os.pwrite(file.fileno(), bytes(_PAGE_BYTES), 0)
+            os.fsync(file.fileno())
+            times.append((time.perf_counter() - started) * 1e6)
+    return round(statistics.median(times), 1)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are measured."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+async def postgres_settings() -> dict[str, str]:
+    """Start the embedded server as it starts by itself, and return what it runs with.
+
+    The settings that bear on speed and durability, and all others that it is started with.
+    """
+    with tempfile.TemporaryDirectory(prefix="tickwheel-bench-") as folder:
+        Path(folder).chmod(0o755)  # Postgres may run under another account
+        postgres = EmbeddedPostgres(Path(folder) / "data")
+        connection = await asyncpg.connect(await postgres.start())
+        try:
+            rows = await connection.fetch(
+                "SELECT name, current_setting(name) AS value FROM pg_settings "
+                "WHERE name = ANY($1) OR source = 'command line' "
+                "ORDER BY name",
+                SETTINGS,
+            )
+        finally:
+            await connection.close()
+            await postgres.stop()
+    return {row["name"]: row["value"] for row in rows if not row["name"].startswith(ADDRESSES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How quiet the machine was: what others made of it shows here, not in a phase's own figures.
+
+    `load` is the load average of the last minute; `steal_seconds` the CPU time that the
+    hypervisor gave to other machines since it started.
+    """
+
+    load: float
+    steal_seconds: float
+
+    @classmethod
+    def now(cls) -> Noise:
+        """Read both. Zero steal where the system doesn't tell."""
+        try:
+            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        except OSError:
+            fields = []
+        ticks = int(fields[8]) if len(fields) > 8 else 0
+        return cls(round(os.getloadavg()[0], 2), ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,0 +1,1 @@
+"""Other schedulers, measured by the same shapes in the same run."""

@@ -1,0 +1,129 @@
+"""`python -m tickwheel.bench.peers`: measure Tickwheel and its peers side by side.
+
+Prints a line for each measurement and the tables at the end; the record goes to
+`bench/results/peers-<date>-<commit>.json`. About half an hour; `--quick` says only that everything
+runs, in five minutes. `--table FILE` prints the tables of a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import services, table
+from .catalogue import PEERS
+from .peer import Peer
+from .record import SHAPES, Record, Row
+from .search import order
+from .session import FULL, QUICK, Scale, Session
+from .tickwheel import OURS, Tickwheel
+
+NAMES = (OURS, *(peer.name for peer in PEERS))
+REFRESHES_PER_SECOND = 1.0
+"""Drawing takes CPU from what is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks for."""
+
+    peers: Sequence[Peer]
+    repeats: int
+    scale: Scale
+    results: Path
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only these systems.")
+@click.option("--quick", is_flag=True, help="Everything small, once: says only that it runs.")
+@click.option("--repeats", type=click.IntRange(1, 10), help="Measurements of each (2; quick: 1).")
+@click.option(
+    "--results", type=click.Path(file_okay=False, path_type=Path), default=Path("bench/results")
+)
+@click.option(
+    "--table",
+    "file",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="Measure nothing: print the tables of this record.",
+)
+def main(
+    only: Sequence[str], quick: bool, repeats: int | None, results: Path, file: Path | None
+) -> None:
+    """Measure Tickwheel and its peers, all in one run.
+
+    Exits 1 if a system could not be measured, or if Tickwheel lost, doubled or ran a job early.
+    """
+    console = Console(stderr=not sys.stdout.isatty())
+    if file is None:
+        peers = [peer for peer in PEERS if not only or peer.name in only]
+        scale = QUICK if quick else FULL
+        options = Options(peers, repeats or (1 if quick else 2), scale, results)
+        try:
+            file = asyncio.run(_run(options, console))
+        except asyncio.CancelledError:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        console.print(f"record: {file}", highlight=False)
+    rows: list[Row] = json.loads(file.read_text())["rows"]
+    click.echo(table.text(rows))
+    if bad := [row for row in rows if "error" in row or table.is_wrong(row)]:
+        for row in bad:
+            console.print(escape(table.line(row)), style="red", soft_wrap=True, highlight=False)
+        raise SystemExit(1)
+
+
+async def _run(options: Options, console: Console) -> Path:
+    _end_on_sigterm()
+    ours = Tickwheel()
+    total = len(order(options.peers, ours, options.repeats)) * len(SHAPES)
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn())
+    with (
+        Progress(
+            *columns, TimeElapsedColumn(), console=console, refresh_per_second=REFRESHES_PER_SECOND
+        ) as progress,
+        tempfile.TemporaryDirectory(prefix="tickwheel-peers-") as name,
+    ):
+        folder = Path(name)
+        folder.chmod(0o755)  # Postgres may run under another account
+        bar = progress.add_task("Postgres", total=total)
+        seen: set[tuple[str, str, int]] = set()
+
+        def kept(row: Row) -> None:
+            console.print(escape(table.line(row)), soft_wrap=True, highlight=False)
+            seen.add((row["system"], row["shape"], row["repeat"]))
+            progress.update(bar, completed=len(seen))
+
+        async with services.postgres(folder) as server:
+            quick = options.scale is QUICK
+            record = Record.new(options.results, server.settings, quick=quick)
+            session = Session(
+                record,
+                server,
+                folder,
+                options.scale,
+                lambda text: progress.update(bar, description=text),
+                kept,
+            )
+            await session.run(options.peers, ours, options.repeats)
+        return record.path
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM end the run as Ctrl-C does: every process that was started is ended."""
+    whole = asyncio.current_task()
+    assert whole is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Tickwheel itself, as a peer among the others: over HTTP, with a remote worker process."""
+
+from __future__ import annotations
+
+import sys
+
+from .peer import Command, Peer, Shape, Sizes, Start
+from .python_peer import SCRIPTS
+
+__all__ = ["OURS", "Tickwheel"]
+
+OURS = "tickwheel"
+
+
+class Tickwheel(Peer):
+    """One scheduler process and one worker process."""
+
+    name = OURS
+    service = "postgres"
+    configuration = (
+        "1 scheduler process, 1 worker process of 2,000 slots, all defaults; POST /v1/jobs with "
+        "1,000 jobs × 8 in flight, or one job × 32"
+    )
+    remark = (
+        "over HTTP to a worker in a process of its own, each attempt and each completion committed "
+        "before it is sent or acknowledged, under a lease; finished jobs are kept for 7 days"
+    )
+    sizes = Sizes(
+        drain=300_000,
+        end=300_000,
+        due=(5_000, 10_000, 20_000),
+        due_from=1,
+        due_also=(200, 2_000),
+        lead_seconds=10.0,
+    )
+
+    def install(self) -> None:
+        """Do nothing: it is what runs this."""
+
+    def services(self, url: str, start: Start) -> str:
+        """Start a scheduler; return its URL once it listens."""
+        server = start(self._play("serve"))
+        assert server.stdout is not None
+        return server.stdout.readline().rsplit(" ", 1)[-1].strip()
+
+    def workers(self, shape: Shape) -> list[Command]:
+        """Return the worker process."""
+        return [self._play("work")]
+
+    def producer(self) -> Command:
+        """Return the process that posts."""
+        return self._play("produce")
+
+    def _play(self, role: str) -> Command:
+        return (sys.executable, str(SCRIPTS / "tickwheel_jobs.py"), role)

@@ -1,0 +1,1 @@
+"""From a results file to docs/benchmarks.md and its plots."""

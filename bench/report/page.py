@@ -1,0 +1,97 @@
+"""docs/benchmarks.md from a results file: the headline first, then all that stands behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tickwheel.bench.record import Results
+
+from . import ceilings, peers, targets
+from .sections import sections
+from .tables import markdown
+
+_METHOD = """\
+Every job goes through the public HTTP API, to Postgres with `fsync` and `synchronous_commit` on, \
+and to worker processes that report back over HTTP; load generator, Postgres, scheduler and \
+workers share the machine. Each phase has a database of its own, started as the embedded server \
+starts by itself. After each phase it is checked that no acknowledged job was lost, none ran \
+twice, and none early; a phase that fails a check is shown with it. CPU is user and system time \
+of whole process trees, per job. Several runs print as median (min–max).
+"""
+
+
+_COMMANDS = {"bench": "make bench", "full": "make bench-full", "quick": "make bench-quick"}
+_QUICK = (
+    "> **Small phases of a few seconds:** they show that everything works. The figures are not "
+    "to be quoted.\n"
+)
+
+
+def write(results: Results, page: Path, plots: Path, peers_file: Path | None = None) -> None:
+    """Write the page, and its plots into a folder of their own, emptied of older ones first."""
+    for old in plots.glob("*.png"):
+        old.unlink()
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(results, plots, os.path.relpath(plots, page.parent), peers_file))
+
+
+def render(results: Results, plots: Path, link: str, peers_file: Path | None = None) -> str:
+    """Return the page's text; draw the plots into `plots`, which the page calls `link`."""
+    command = _COMMANDS[results.kind]
+    parts = [
+        "# Benchmarks\n",
+        f"By `{command}`, begun {results.at}, commit `{results.commit}`.\n",
+        _QUICK if results.kind == "quick" else "",
+        f"## Headline\n\n{targets.headline(results)}",
+        f"## Targets\n\n{targets.table(results)}",
+        _failures(results),
+        f"## Method\n\n{_METHOD}",
+        sections(results, plots, link),
+        ceilings.ratios(results),
+        peers.section(peers_file) if peers_file else "",
+        _where(results),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _failures(results: Results) -> str:
+    """List every check that failed; say that none did."""
+    failed = results.failed()
+    if not failed:
+        return "Every check of every run held.\n"
+    lines = (f"- {name}: **{check.name}** {check.detail}".rstrip() for name, check in failed)
+    return "\n".join(("Checks that failed:\n", *lines)) + "\n"
+
+
+def _where(results: Results) -> str:
+    runs = [run for phased in results.phases.values() for run in phased.runs]
+    noise = {
+        "load average before a run, at most": max((run.load for run in runs), default=0.0),
+        "CPU time stolen by other machines, at most": f"{_worst_steal(results):.1%} of a run",
+    }
+    return "\n".join(
+        (
+            "## Where it was measured\n",
+            _table("machine", _machine(results.machine) | noise),
+            _table("version", results.versions),
+            _table("Postgres setting", results.postgres),
+        )
+    )
+
+
+def _worst_steal(results: Results) -> float:
+    runs = (run for phased in results.phases.values() for run in phased.runs)
+    return max((run.steal for run in runs), default=0.0)
+
+
+def _machine(machine: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"memory_gb": "memory, GB", "sync_p50_us": "median fsync of a page, µs"}
+    return {names.get(name, name): value for name, value in machine.items()}
+
+
+def _table(head: str, values: Mapping[str, Any]) -> str:
+    rows = [(name, str(value)) for name, value in values.items()]
+    return markdown((head, ""), rows, text_columns=2)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tickwheel.bench import machine
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one commit, which the process is in."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("core", "bench/results", "docs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "core" / "wheel.py").write_text("turns = 1\n")
+    git("init", "--quiet")
+    keep("first")
+    return tmp_path
+
+
+def git(*arguments: str) -> None:
+    who = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(("git", *who, *arguments), check=True)
+
+
+def keep(message: str) -> None:
+    git("add", "--all")
+    git("commit", "--quiet", "--message", message)
+
+
+def test_a_commit_of_results_and_documents_leaves_the_commit_that_was_measured(
+    checkout: Path,
+) -> None:
+    before = machine.commit()
+    (checkout / "bench" / "results" / "2026-01-01-abc.json").write_text("{}")
+    (checkout / "docs" / "benchmarks.md").write_text("fast")
+    assert machine.commit() == before
+    keep("results")
+    assert machine.commit() == before
+
+
+def test_a_commit_of_sources_is_another_one(checkout: Path) -> None:
+    before = machine.commit()
+    (checkout / "core" / "wheel.py").write_text("turns = 2\n")
+    keep("second")
+    after = machine.commit()
+    assert after != before
+    assert "dirty" not in before + after
+
+
+def test_sources_that_are_not_committed_show_as_a_digest_of_them(checkout: Path) -> None:
+    before = machine.commit()
+    (checkout / "core" / "wheel.py").write_text("turns = 3\n")
+    changed = machine.commit()
+    (checkout / "core" / "new.py").write_text("")
+    added = machine.commit()
+    (checkout / "core" / "new.py").write_text("x = 1\n")
+    edited = machine.commit()
+    assert len({before, changed, added, edited}) == 4
+    assert all(each.startswith(f"{before}-dirty-") for each in (changed, added, edited))
+    (checkout / "core" / "new.py").write_text("")
+    assert machine.commit() == added
+
+
+def test_outside_a_checkout_the_commit_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert machine.commit() == "unknown"
+
+
+def test_a_package_that_is_not_there_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PACKAGES", ("click", "no-such-package"))
+    found = machine.versions()
+    assert found["no-such-package"] == "not installed"
+    assert found["click"][0].isdigit()
+
+
+def test_the_machine_says_how_long_its_disk_takes_to_sync() -> None:
+    told = machine.machine()
+    assert isinstance(told["sync_p50_us"], float)
+    assert told["sync_p50_us"] > 0
+    assert isinstance(told["cores"], int)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tickwheel.bench import runner
+from tickwheel.bench.phase import Check, Measurement, Note, Phase
+from tickwheel.bench.record import Record, Results, read
+
+
+class Shapes:
+    """Phases that note that they were run."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def phase(self, name: str, repeats: int = 1, ok: bool = True) -> Phase:
+        async def run(note: Note) -> Measurement:
+            note(1, 2, "half")
+            self.ran.append(name)
+            check = Check("nothing lost", ok, "" if ok else "[3] jobs")
+            return Measurement(figures={"late_p99_ms": 2.0}, checks=[check])
+
+        return Phase(name, "B", 1.0, run, repeats)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record(tmp_path / "2026-01-01-abc.json", Results("full", "abc", "", {}, {}, {}))
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_each_phase_is_run_as_often_as_it_says_and_kept(record: Record) -> None:
+    shapes = Shapes()
+    runner.run(record, [shapes.phase("one", repeats=2), shapes.phase("two")], console())
+    assert shapes.ran == ["one", "one", "two"]
+    assert {name: len(each.runs) for name, each in read(record.path).phases.items()} == {
+        "one": 2,
+        "two": 1,
+    }
+
+
+def test_a_second_run_does_only_what_is_missing(record: Record) -> None:
+    first, second = Shapes(), Shapes()
+    runner.run(record, [first.phase("one"), first.phase("two")], console())
+    runner.run(record, [second.phase(name) for name in ("one", "two", "three")], console())
+    assert second.ran == ["three"]
+    third = Shapes()
+    runner.run(record, [third.phase("one", repeats=3)], console())
+    assert third.ran == ["one", "one"]
+
+
+def test_a_phase_that_raises_is_kept_as_failed_and_the_next_is_run(record: Record) -> None:
+    async def broken(_: Note) -> Measurement:
+        raise OSError("no room")
+
+    shapes, out = Shapes(), console()
+    runner.run(record, [Phase("bad", "B", 1.0, broken), shapes.phase("good")], out)
+    assert shapes.ran == ["good"]
+    assert read(record.path).failed() == [
+        ("bad", Check("ran to the end", False, "OSError: no room"))
+    ]
+
+
+def test_a_phase_that_hangs_is_ended_and_kept_as_failed(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hanging(_: Note) -> Measurement:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.01)
+    runner.run(record, [Phase("stuck", "B", 0.0, hanging)], console())
+    ((name, check),) = read(record.path).failed()
+    assert (name, check.name) == ("stuck", "ran to the end")
+    assert "TimeoutError" in check.detail
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_lets_the_phase_clean_up_and_keeps_what_was_before(
+    record: Record, number: signal.Signals
+) -> None:
+    cleaned = []
+
+    async def interrupted(_: Note) -> Measurement:
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.Event().wait()
+            raise AssertionError
+        finally:
+            cleaned.append(True)
+
+    shapes = Shapes()
+    phases = [shapes.phase("before"), Phase("now", "B", 1, interrupted), shapes.phase("after")]
+    with pytest.raises((KeyboardInterrupt, asyncio.CancelledError)):
+        runner.run(record, phases, console())
+    assert cleaned == [True]
+    assert list(read(record.path).phases) == shapes.ran == ["before"]
+
+
+def test_the_line_of_a_run_shows_a_failed_check_as_it_is_written(record: Record) -> None:
+    file = io.StringIO()
+    out = Console(file=file, width=200)
+    runner.run(record, [Shapes().phase("lossy", ok=False)], out)
+    assert "p99 2 ms" in file.getvalue()
+    assert "FAILED nothing lost: [3] jobs" in file.getvalue()
