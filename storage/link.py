@@ -1,7 +1,6 @@
 """One connection to Postgres, as this package uses it.
 
-In memory an id is text, an instant an int in epoch ms, and a JSON column the very bytes that were
-sent; the codecs here make it so, and every query gets and gives those.
+Queries get and give the values of memory (`codecs`).
 
 All our statements want index plans, and a fresh partition has no statistics: left alone, the
 planner joins by hash over sequential scans of it. So the planner is pinned: no such scans and
@@ -11,17 +10,21 @@ joins, no JIT, and one generic plan per prepared statement.
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import asyncpg
+
+from .codecs import set_codecs
 
 Row: TypeAlias = Sequence[Any]
 
 CONNECT_SECONDS_MAX: Final = 5.0
 STATEMENTS_CACHED_MAX: Final = 256
 """Prepared statements per connection: some fifteen for each partition in daily use."""
+COPY_BYTES_MAX: Final = 1024 * 1024
+"""What goes to the server in one message; more waits until the server has taken that."""
 
 PLANNER_SETTINGS: Final = {
     "enable_seqscan": "off",
@@ -41,19 +44,6 @@ _SESSION_SETTINGS: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
-_EPOCH_2000_MS: Final = 946_684_800_000
-
-
-def _encode_ms(ms: int) -> tuple[int]:
-    return ((ms - _EPOCH_2000_MS) * 1000,)
-
-
-def _decode_ms(micros: tuple[int]) -> int:
-    return micros[0] // 1000 + _EPOCH_2000_MS
-
-
-def _verbatim(document: bytes) -> bytes:
-    return document
 
 
 class Link:
@@ -101,18 +91,28 @@ class Link:
         row = await self.fetch_row(query, *args)
         return None if row is None else row[0]
 
+    async def count(self, query: str, *args: object) -> int:
+        """Run a statement that returns nothing; return how many rows it changed."""
+        self._sending()
+        tag: str = await self._connection.execute(query, *args)
+        return int(tag.rpartition(" ")[2])
+
     async def script(self, text: str) -> None:
         """Run several statements without parameters, in one transaction unless one is open."""
         self._sending()
         await self._connection.execute(text)
 
-    async def copy(
-        self, schema: str, table: str, columns: Sequence[str], rows: Iterable[tuple[object, ...]]
-    ) -> None:
-        """Insert `rows`; outside `transaction` this commits by itself."""
+    async def copy(self, schema: str, table: str, columns: Sequence[str], stream: bytes) -> None:
+        """Insert the rows of a binary stream; outside `transaction` this commits by itself."""
         self._sending()
-        await self._connection.copy_records_to_table(
-            table, schema_name=schema, columns=columns, records=rows
+        # A view, because the driver takes bytes for the name of a file.
+        view = memoryview(stream)
+        await self._connection.copy_to_table(
+            table,
+            schema_name=schema,
+            columns=columns,
+            source=view if len(view) <= COPY_BYTES_MAX else _parts(view),
+            format="binary",
         )
 
     @asynccontextmanager
@@ -175,7 +175,7 @@ async def connect(
             list(settings),
             list(settings.values()),
         )
-        await _set_codecs(connection)
+        await set_codecs(connection)
         # The insert timeline, not the last checkpoint's: after a promotion it is right at once.
         segment = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
     except asyncpg.ObjectNotInPrerequisiteStateError as error:
@@ -187,18 +187,12 @@ async def connect(
     return Link(connection, int(segment[:8], 16), generation)
 
 
+async def _parts(view: memoryview) -> AsyncIterator[memoryview]:
+    for at in range(0, len(view), COPY_BYTES_MAX):
+        yield view[at : at + COPY_BYTES_MAX]
+
+
 def _keep_alive(connection: Any) -> None:
     end = connection._transport.get_extra_info("socket")
     if end is not None and end.family in (socket.AF_INET, socket.AF_INET6):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-async def _set_codecs(connection: Any) -> None:
-    kinds: tuple[tuple[str, Literal["tuple", "binary"], Any, Any], ...] = (
-        ("timestamptz", "tuple", _encode_ms, _decode_ms),
-        ("json", "binary", _verbatim, _verbatim),
-    )
-    for name, form, encoder, decoder in kinds:
-        await connection.set_type_codec(
-            name, schema="pg_catalog", format=form, encoder=encoder, decoder=decoder
-        )

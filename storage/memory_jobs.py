@@ -11,10 +11,10 @@ from itertools import islice, repeat
 from tickwheel.core.errors import IdempotencyConflict
 from tickwheel.core.job import (
     Appended,
-    Claim,
     Claimed,
     Cursor,
     DeadLetter,
+    End,
     Ending,
     Job,
     JobFilter,
@@ -23,6 +23,7 @@ from tickwheel.core.job import (
     Settlement,
     State,
     Submission,
+    Success,
     Waiting,
 )
 
@@ -58,13 +59,22 @@ class MemoryJobs:
         more = (page[-1].run_at_ms, page[-1].id) if len(page) == limit else None
         return [self._running(job) for job in page if job.state is State.RUNNING], more
 
-    async def claim(self, claims: Sequence[Claim], owner: str, now_ms: int) -> list[Claimed | None]:
+    async def claim(
+        self, jobs: Sequence[Waiting], workers: Sequence[str], owner: str, now_ms: int
+    ) -> list[Claimed | None]:
         """Start an attempt of each job that still is as it was seen."""
-        return [self._claim(claim, owner, now_ms) for claim in claims]
+        return [
+            self._claim(place, seen, worker_id, owner, now_ms)
+            for place, (seen, worker_id) in enumerate(zip(jobs, workers, strict=True))
+        ]
 
-    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+    async def settle(self, ends: Sequence[End]) -> list[bool]:
         """End each attempt whose row is still `running` under its token."""
-        return [self._settle(settlement) for settlement in settlements]
+        at_ms = max((end.at_ms for end in ends if isinstance(end, Success)), default=0)
+        return [
+            self._succeed(end, at_ms) if isinstance(end, Success) else self._settle(end)
+            for end in ends
+        ]
 
     async def end_waiting(self, endings: Sequence[Ending], now_ms: int) -> list[bool]:
         """End each waiting job that still is as it was seen."""
@@ -179,26 +189,29 @@ class MemoryJobs:
             max_attempts=job.max_attempts,
         )
 
-    def _seen_waiting(self, seen: Claim | Ending) -> Job | None:
+    def _seen_waiting(self, seen: Waiting | Ending) -> Job | None:
         """Return the row if it waits and is as it was seen."""
-        job = self._tables.jobs.get(seen.id)
+        job_id, scheduled_at_ms, run_at_ms, fencing_token, *_ = seen
+        job = self._tables.jobs.get(job_id)
         if job is None or job.state is not State.SCHEDULED:
             return None
         now_is = (job.scheduled_at_ms, job.run_at_ms, job.fencing_token)
-        return job if now_is == (seen.scheduled_at_ms, seen.run_at_ms, seen.fencing_token) else None
+        return job if now_is == (scheduled_at_ms, run_at_ms, fencing_token) else None
 
-    def _claim(self, claim: Claim, owner: str, now_ms: int) -> Claimed | None:
-        job = self._seen_waiting(claim)
+    def _claim(
+        self, place: int, seen: Waiting, worker_id: str, owner: str, now_ms: int
+    ) -> Claimed | None:
+        job = self._seen_waiting(seen)
         if job is None or (job.expires_at_ms is not None and job.expires_at_ms <= now_ms):
             return None
         job.state = State.RUNNING
         job.attempt += 1
         job.fencing_token = max(job.fencing_token, TOKEN_FLOOR) + 1
-        job.worker_id = claim.worker_id
+        job.worker_id = worker_id
         job.started_at_ms = now_ms
         job.owner = owner
         return Claimed(
-            id=job.id,
+            place=place,
             fencing_token=job.fencing_token,
             task=job.task,
             args=job.args,
@@ -209,6 +222,15 @@ class MemoryJobs:
             releases=job.releases,
             max_attempts=job.max_attempts,
         )
+
+    def _succeed(self, success: Success, at_ms: int) -> bool:
+        job = self._tables.jobs.get(success.id)
+        if job is None or job.fencing_token != success.fencing_token:
+            return False
+        if job.state is State.RUNNING:
+            job.result, job.error = success.result, None
+            self._tables.finish(job, State.SUCCEEDED, at_ms, None)
+        return job.state is State.SUCCEEDED
 
     def _settle(self, settlement: Settlement) -> bool:
         job = self._tables.jobs.get(settlement.id)
@@ -222,8 +244,8 @@ class MemoryJobs:
             applied = (job.attempt, job.failures, job.lost_leases, job.releases)
             return job.state is state and applied == counters
         job.attempt, job.failures, job.lost_leases, job.releases = counters
-        job.result, job.error = settlement.result, settlement.error
-        if job.attempt and state is not State.SUCCEEDED:
+        job.error = settlement.error
+        if job.attempt:
             job.expires_at_ms = None
         if state is State.SCHEDULED:
             job.state, job.reason = state, reason

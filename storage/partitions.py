@@ -16,18 +16,16 @@ looked at again by loads and sweeps.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from tickwheel.core.schedule import DAY_MS
 
 from .link import Link
 from .pool import Pool
 from .statements import Statements
-
-T = TypeVar("T")
 
 GRACE_MS: Final = 3_600_000
 END_MS: Final = 253_402_300_799_999
@@ -77,25 +75,22 @@ class Partitions:
             return self._known[place]
         return None
 
-    def group(
-        self, items: Sequence[T], key: Callable[[T], int]
-    ) -> tuple[dict[str, list[tuple[int, T]]], list[int]]:
-        """Sort items by partition: ({name: [(place, item)]}, the times that have no partition)."""
-        if not items:
+    def split(self, times_ms: Sequence[int]) -> tuple[dict[str, Sequence[int]], list[int]]:
+        """Sort times by partition: ({name: their places}, the times that have no partition)."""
+        if not times_ms:
             return {}, []
-        times = list(map(key, items))
-        found = self._one_for_all(times)
+        found = self._one_for_all(times_ms)
         if found is not None:
-            return {found.name: list(enumerate(items))}, []
-        groups: dict[str, list[tuple[int, T]]] = {}
+            return {found.name: range(len(times_ms))}, []
+        places: dict[str, list[int]] = {}
         homeless: list[int] = []
-        for place, (time_ms, item) in enumerate(zip(times, items, strict=True)):
+        for place, time_ms in enumerate(times_ms):
             found = self.find(time_ms)
             if found is None:
                 homeless.append(time_ms)
             else:
-                groups.setdefault(found.name, []).append((place, item))
-        return groups, homeless
+                places.setdefault(found.name, []).append(place)
+        return dict(places), homeless
 
     async def refresh(self, link: Link) -> None:
         """Read the table again."""

@@ -12,9 +12,10 @@ A repeat finds its own rows: a key that names the very job, or the primary key o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import repeat
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -25,6 +26,8 @@ from .link import Link
 from .pg_base import PgBase
 
 Answer: TypeAlias = "list[Appended] | IdempotencyConflict"
+
+_appended: Final[Callable[[tuple[str, int, bool]], Appended]] = partial(tuple.__new__, Appended)
 
 
 class Holder(NamedTuple):
@@ -75,7 +78,7 @@ class PgAppend(PgBase):
             fresh = _without(jobs, there) if there else jobs
             if fresh:
                 await self._insert(link, fresh)
-            return [[Appended(job[0], job[2], False) for job in sub.jobs] for sub in batch]
+            return [[_appended((job[0], job[2], False)) for job in sub.jobs] for sub in batch]
 
         return await self._inserting([job[1] for job in jobs], work)
 
@@ -128,10 +131,11 @@ class PgAppend(PgBase):
 
     async def _there(self, link: Link, jobs: Sequence[NewJob]) -> frozenset[str]:
         """Return the ids of those jobs that were inserted before."""
-        groups, _ = self._partitions.group(jobs, lambda job: job.scheduled_at_ms)
+        shares, _ = self._partitions.split([job.scheduled_at_ms for job in jobs])
         found: set[str] = set()
-        for name, group in groups.items():
-            times, ids = zip(*((job.scheduled_at_ms, job.id) for _, job in group), strict=True)
+        for name, places in shares.items():
+            times = [jobs[place].scheduled_at_ms for place in places]
+            ids = [jobs[place].id for place in places]
             rows = await link.fetch(self._sql("jobs_there", name), times, ids)
             found.update(str(row[0]) for row in rows)
         return frozenset(found)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
-from operator import attrgetter
 from typing import Final, TypeVar
 
 import asyncpg
 
 from tickwheel.core.job import Job, JobFilter, NewJob, State
 
+from . import pg_copy
 from .link import Link, Row
 from .partitions import GRACE_MS, Partitions
 from .pool import Pool, Work
@@ -18,30 +18,11 @@ from .statements import Statements
 
 T = TypeVar("T")
 
-NEW_JOB_COLUMNS: Final = (
-    "id",
-    "scheduled_at",
-    "run_at",
-    "created_at",
-    "expires_at",
-    "shard",
-    "priority",
-    "max_attempts",
-    "queue",
-    "task",
-    "args",
-    "options",
-    "tags",
-    "schedule_id",
-    "redriven_from",
-)
-"""The columns of the COPY, in the order of the fields of `NewJob`."""
 JOB_WIDTH: Final = len(fields(Job))
 """How many columns `{job_columns}` has; what a statement adds comes after them."""
 ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
 ID_MAX: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
-_scheduled_at: Final[Callable[[NewJob], int]] = attrgetter("scheduled_at_ms")
 _STATES: Final = {state.value: state for state in State}
 
 
@@ -95,20 +76,20 @@ class PgBase:
 
     async def _insert(self, link: Link, jobs: Sequence[NewJob]) -> None:
         """Insert rows; outside a transaction, in one of its own."""
-        groups, homeless = self._partitions.group(jobs, _scheduled_at)
+        shares, homeless = self._partitions.split([job.scheduled_at_ms for job in jobs])
         if homeless:
             raise asyncpg.UndefinedTableError("a partition is gone")
-        firsts = [group[0][1] for group in groups.values()]
+        firsts = [jobs[places[0]] for places in shares.values()]
         late = any(self._late(job.scheduled_at_ms, job.created_at_ms) for job in firsts)
-        if not link.in_transaction and (len(groups) > 1 or late):
+        if not link.in_transaction and (len(shares) > 1 or late):
             async with link.transaction():
                 await self._insert(link, jobs)
             return
-        for name, group in sorted(groups.items()):
-            _, job = group[0]
-            await self._reopen_if_late(link, job.scheduled_at_ms, job.created_at_ms)
-            rows = [job for _, job in group]
-            await link.copy(self._sql.schema, name, NEW_JOB_COLUMNS, rows)
+        for name, places in sorted(shares.items()):
+            first = jobs[places[0]]
+            await self._reopen_if_late(link, first.scheduled_at_ms, first.created_at_ms)
+            rows = jobs if len(shares) == 1 else [jobs[place] for place in places]
+            await link.copy(self._sql.schema, name, pg_copy.COLUMNS, pg_copy.stream(rows))
 
     async def _reopen_if_late(self, link: Link, scheduled_at_ms: int, now_ms: int) -> None:
         """Say that a row goes into a partition whose time is over; in its transaction."""
@@ -121,15 +102,13 @@ class PgBase:
         known = self._partitions.find(scheduled_at_ms)
         return known.name if known is not None and known.ends_ms + GRACE_MS <= now_ms else None
 
-    async def _group(
-        self, link: Link, items: Sequence[T], key: Callable[[T], int]
-    ) -> list[tuple[str, list[tuple[int, T]]]]:
-        """Return [(partition, [(place, item)])], by name; items with no partition are left out."""
-        groups, homeless = self._partitions.group(items, key)
+    async def _split(self, link: Link, times_ms: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
+        """Return [(partition, places)], by name; times with no partition are left out."""
+        shares, homeless = self._partitions.split(times_ms)
         if homeless:
             await self._partitions.refresh(link)
-            groups, _ = self._partitions.group(items, key)
-        return sorted(groups.items())
+            shares, _ = self._partitions.split(times_ms)
+        return sorted(shares.items())
 
 
 def filter_values(where: JobFilter) -> tuple[object, ...]:

@@ -55,7 +55,7 @@ class PgEdit(PgPath, PgLoad):
         job: Job | None = None
         scheduled_at_ms = scheduled_at_of(job_id)
         for _ in range(MOVES_MAX):
-            for name, _ in await self._group(link, (scheduled_at_ms,), int):
+            for name, _ in await self._split(link, (scheduled_at_ms,)):
                 rows = await link.fetch(self._sql(statement, name), scheduled_at_ms, job_id, *args)
                 if rows:
                     return job_of(rows[0])

@@ -35,8 +35,17 @@ class PgLoad(PgBase):
         """Return the lane's next `scheduled` rows strictly after `after`, by (run_at, id)."""
         rows = await self._page("load", lane, shards, after, until_ms, limit)
         return [
-            (str(id_), scheduled_at, run_at, token, lane, expires_at or 0, schedule_id)
-            for run_at, id_, _, scheduled_at, token, expires_at, schedule_id in rows
+            (
+                str(id_),
+                run_at if scheduled_at is None else scheduled_at,
+                run_at,
+                token,
+                lane,
+                expires_at or 0,
+                schedule_id,
+                shard,
+            )
+            for run_at, id_, _, scheduled_at, token, expires_at, schedule_id, shard in rows
         ]
 
     async def running(
@@ -118,9 +127,10 @@ class PgLoad(PgBase):
         while True:
             left = limit - len(page)
             rows = await link.fetch(sql, shards, queue, priority, *place, until_ms, share, left)
-            full = next((at for at, row in enumerate(rows) if row[_NTH] == share), None)
-            page += rows if full is None else rows[: full + 1]
-            if full is None or len(page) >= limit:
+            nths = [row[_NTH] for row in rows]
+            full = share in nths
+            page += rows[: nths.index(share) + 1] if full else rows
+            if not full or len(page) >= limit:
                 return page
             place = (page[-1][_RUN_AT], page[-1][_ID])
             share = min(limit, 2 * share)
@@ -129,11 +139,11 @@ class PgLoad(PgBase):
         found: dict[int, Job] = {}
         wanted = list(enumerate(refs))
         for _ in range(MOVES_MAX):
-            groups = await self._group(link, wanted, lambda item: item[1][1])
-            for name, group in groups:
-                ids, times = zip(*(ref for _, (_, ref) in group), strict=True)
+            for name, places in await self._split(link, [ref[1] for _, ref in wanted]):
+                group = [wanted[place] for place in places]
+                ids, times = zip(*(ref for _, ref in group), strict=True)
                 for row in await link.fetch(self._sql("find", name), times, ids):
-                    found[group[row[JOB_WIDTH] - 1][1][0]] = job_of(row)
+                    found[group[row[JOB_WIDTH] - 1][0]] = job_of(row)
             missing = [(place, ref) for place, ref in wanted if place not in found]
             if not missing:
                 break

@@ -1,150 +1,187 @@
 """The hot path in Postgres: claim and settle, one statement per batch and partition.
 
-Both are compare-and-set on their own rows: an UPDATE joined to the arrays of what was asked. It
-takes the rows in the order of the arrays, which is that of the primary key, so batches that overlap
-don't deadlock. A row that doesn't answer was changed by somebody else, or by an earlier try of this
-very call whose reply was lost; the second question, asked only then, tells the two apart.
+Both are compare-and-set on their own rows: an UPDATE joined to the columns of what was asked. It
+takes the rows in the order of their ids, so batches that overlap don't deadlock. A row that doesn't
+answer was changed by somebody else, or by an earlier try of this very call whose reply was lost;
+the second question, asked only then, tells the two apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from operator import attrgetter, itemgetter
-from typing import Any, Final, TypeVar
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from tickwheel.core.job import Claim, Claimed, Ending, Settlement, State
+from tickwheel.core.job import Claimed, End, Ending, Settlement, Success, Waiting
 
 from .link import Link, Row
 from .pg_base import PgBase
 
-T = TypeVar("T", Claim, Settlement, Ending)
+Column: TypeAlias = Sequence[Any]
 
-_SCHEDULED_AT: Final[Callable[[Any], int]] = attrgetter("scheduled_at_ms")
-_KEY: Final = itemgetter(0, 1)
+_claimed: Final[Callable[[tuple[Any, ...]], Claimed]] = partial(tuple.__new__, Claimed)
+
+
+class Share(NamedTuple):
+    """The part of a call that falls into one partition: its columns, and their rows' places in it."""
+
+    partition: str
+    columns: Sequence[Column]
+    places: Sequence[int]
 
 
 class PgPath(PgBase):
     """`core.ports.JobStore`: claim, settle, end_waiting."""
 
-    async def claim(self, claims: Sequence[Claim], owner: str, now_ms: int) -> list[Claimed | None]:
+    async def claim(
+        self, jobs: Sequence[Waiting], workers: Sequence[str], owner: str, now_ms: int
+    ) -> list[Claimed | None]:
         """Start an attempt of each job that still is as it was seen."""
         self._seen_ms = max(self._seen_ms, now_ms)
+        crew = {worker_id: number for number, worker_id in enumerate(dict.fromkeys(workers), 1)}
+        columns = _columns(jobs)[:4]
+        if len(crew) > 1:
+            columns.append([crew[worker_id] for worker_id in workers])
 
         async def work(link: Link) -> list[Claimed | None]:
-            answers: list[Claimed | None] = [None] * len(claims)
+            answers: list[Claimed | None] = [None] * len(jobs)
 
-            async def one(name: str, group: list[tuple[int, Claim]]) -> None:
-                rows = _ordered([(c[1], c[0], *c[2:], place) for place, c in group])
-                times, ids, run_ats, tokens, workers, places = _columns(rows)
-                usual = run_ats == times
-                asked = (times, ids, None if usual else run_ats, _or_null(tokens), workers)
-                sql = self._sql("claim", name)
-                found = await link.fetch(sql, *asked, link.timeline, owner, now_ms)
-                if link.repeated and len(found) < len(rows):
-                    sql = self._sql("claimed_before", name)
-                    found = [*found, *await link.fetch(sql, *asked, owner, now_ms)]
-                for row in found:
-                    ordinal, *values = row
-                    answers[places[ordinal - 1]] = Claimed(ids[ordinal - 1], *values)
+            async def one(share: Share) -> None:
+                ids, times, run_ats, tokens, *whose = share.columns
+                moved = None if run_ats == times else run_ats
+                who = (whose[0] if whose else None, list(crew))
+                asked = (ids, times, moved, _or_null(tokens), *who)
+                sql = self._sql("claim", share.partition)
+                rows = await link.fetch(sql, *asked, link.timeline, owner, now_ms)
+                if link.repeated and len(rows) < len(ids):
+                    sql = self._sql("claimed_before", share.partition)
+                    rows = [*rows, *await link.fetch(sql, *asked, owner, now_ms)]
+                for at, token, task, args, options, tried, failed, lost, released, most in rows:
+                    place = share.places[at]
+                    answers[place] = _claimed(
+                        (place, token, task, args, options, tried, failed, lost, released, most)
+                    )
 
-            await self._by_partition(link, claims, one)
+            shares = await self._shares(link, columns, range(len(jobs)))
+            await _run(link, [(one, share) for share in shares])
             return answers
 
         return await self._on_rows(work)
 
-    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+    async def settle(self, ends: Sequence[End]) -> list[bool]:
         """End each attempt whose row is still `running` under its token."""
+        done, done_at = _of_kind(ends, Success)
+        other, other_at = _of_kind(ends, Settlement)
 
         async def work(link: Link) -> list[bool]:
-            answers = [False] * len(settlements)
+            answers = [False] * len(ends)
 
-            async def one(name: str, group: list[tuple[int, Settlement]]) -> None:
-                rows = _ordered([(s[1], s[0], *s[2:], place) for place, s in group])
-                plain: list[Row] = []
-                other: list[Row] = []
-                for row in rows:
-                    (plain if _is_plain(row) else other).append(row)
-                both = plain and other and not link.in_transaction
-                async with link.transaction() if both else nullcontext():
-                    if plain:
-                        await self._settle(link, "settle_succeeded", name, plain, answers)
-                    if other:
-                        await self._settle(link, "settle_otherwise", name, other, answers)
+            async def succeed(share: Share) -> None:
+                *asked, ats, results = share.columns
+                sql = self._sql("settle_succeeded", share.partition)
+                count = await link.count(sql, *asked, _or_null(results), max(ats))
+                if count == len(results):
+                    for place in share.places:
+                        answers[place] = True
+                else:
+                    rows = await link.fetch(self._sql("succeeded", share.partition), *asked)
+                    _mark(answers, share, rows)
 
-            await self._by_partition(link, settlements, one)
+            async def settle(share: Share) -> None:
+                *key, run_ats, ats, attempts, failures, lost, releases, error, reason = (
+                    share.columns
+                )
+                counters = map(_or_null, (attempts, failures, lost, releases))
+                asked = (*key, *counters)
+                sql = self._sql("settle_otherwise", share.partition)
+                rows = await link.fetch(sql, *asked, run_ats, ats, error, reason)
+                if len(rows) < len(ats):
+                    sql = self._sql("settled_before", share.partition)
+                    rows = [*rows, *await link.fetch(sql, *asked)]
+                _mark(answers, share, rows)
+
+            steps: list[Step] = [
+                (succeed, share) for share in await self._shares(link, done, done_at)
+            ]
+            steps += [(settle, share) for share in await self._shares(link, other, other_at)]
+            await _run(link, steps)
             return answers
 
         return await self._on_rows(work)
 
     async def end_waiting(self, endings: Sequence[Ending], now_ms: int) -> list[bool]:
         """End each waiting job that still is as it was seen."""
+        columns = _columns(endings)
 
         async def work(link: Link) -> list[bool]:
             answers = [False] * len(endings)
 
-            async def one(name: str, group: list[tuple[int, Ending]]) -> None:
-                rows = _ordered([(e[1], e[0], *e[2:], place) for place, e in group])
-                *asked, places = _columns(rows)
+            async def one(share: Share) -> None:
                 for statement in ("end_waiting", "ended_before"):
-                    for (ordinal,) in await link.fetch(self._sql(statement, name), *asked, now_ms):
-                        answers[places[ordinal - 1]] = True
-                    if all(answers[place] for place in places):
+                    sql = self._sql(statement, share.partition)
+                    _mark(answers, share, await link.fetch(sql, *share.columns, now_ms))
+                    if all(answers[place] for place in share.places):
                         return
 
-            await self._by_partition(link, endings, one)
+            shares = await self._shares(link, columns, range(len(endings)))
+            await _run(link, [(one, share) for share in shares])
             return answers
 
         return await self._on_rows(work)
 
-    async def _settle(
-        self,
-        link: Link,
-        statement: str,
-        name: str,
-        rows: list[Row],
-        answers: list[bool],
-    ) -> None:
-        times, ids, tokens, states, run_ats, ats, *rest, error, reason, places = _columns(rows)
-        counters = [_or_null(column) for column in rest[:4]]
-        asked = [times, ids, tokens, ats, *counters, _or_null(rest[4])]
-        if statement == "settle_otherwise":
-            asked += [states, run_ats, error, reason]
-        applied = await link.fetch(self._sql(statement, name), *asked)
-        if len(applied) < len(rows):
-            sql = self._sql("settled_before", name)
-            applied = [*applied, *await link.fetch(sql, times, ids, tokens, states, *counters)]
-        for (ordinal,) in applied:
-            answers[places[ordinal - 1]] = True
+    async def _shares(
+        self, link: Link, columns: Sequence[Column], places: Sequence[int]
+    ) -> list[Share]:
+        """Return what falls into each partition, by name; its rows are in the order of their ids.
 
-    async def _by_partition(
-        self,
-        link: Link,
-        items: Sequence[T],
-        one: Callable[[str, list[tuple[int, T]]], Any],
-    ) -> None:
-        """Run `one` for each partition's share; for several, in one transaction."""
-        groups = await self._group(link, items, _SCHEDULED_AT)
-        async with link.transaction() if len(groups) > 1 else nullcontext():
-            for name, group in groups:
-                await one(name, group)
+        The columns begin with the ids and their times. `places` are their rows' places in the call.
+        """
+        if not columns:
+            return []
+        ids, times, *_ = columns
+        shares: list[Share] = []
+        for name, rows in await self._split(link, times):
+            pick = _picker(sorted(rows, key=ids.__getitem__))
+            shares.append(Share(name, list(map(pick, columns)), pick(places)))
+        return shares
 
 
-def _ordered(rows: list[Row]) -> list[Row]:
-    """Sort rows that begin with the primary key by it."""
-    rows.sort(key=_KEY)
-    return rows
+Step: TypeAlias = tuple[Callable[[Share], Awaitable[None]], Share]
 
 
-def _columns(rows: Sequence[Row]) -> list[Row]:
+async def _run(link: Link, steps: Sequence[Step]) -> None:
+    """Take the steps; several in one transaction."""
+    async with link.transaction() if len(steps) > 1 else nullcontext():
+        for step, share in steps:
+            await step(share)
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[Column]:
     return list(zip(*rows, strict=True))
 
 
-def _or_null(column: Row) -> Row | None:
+def _picker(places: Sequence[int]) -> Callable[[Column], Column]:
+    """Return what takes these places out of a column."""
+    if len(places) == 1:
+        place = places[0]
+        return lambda column: (column[place],)
+    return itemgetter(*places)
+
+
+def _of_kind(ends: Sequence[End], kind: type[End]) -> tuple[list[Column], list[int]]:
+    """Return the columns of the ends of this kind, and their places."""
+    places = [place for place, end in enumerate(ends) if type(end) is kind]
+    some = ends if len(places) == len(ends) else [ends[place] for place in places]
+    return _columns(some), places
+
+
+def _mark(answers: list[bool], share: Share, rows: Sequence[Row]) -> None:
+    for (row,) in rows:
+        answers[share.places[row]] = True
+
+
+def _or_null(column: Column) -> Column | None:
     """Return None for a column of nothing but zeros or NULLs: that is cheaper to send."""
     return column if any(column) else None
-
-
-def _is_plain(row: Row) -> bool:
-    """Whether a settlement's row (scheduled_at, id, token, state, …) is a success without a word."""
-    return row[3] is State.SUCCEEDED and row[11] is None and row[12] is None

@@ -75,9 +75,9 @@ class PgQueues(PgBase):
 
     async def _redriven_before(self, link: Link, pairs: Sequence[tuple[str, NewJob]]) -> set[str]:
         found: set[str] = set()
-        for name, group in await self._group(link, pairs, lambda pair: pair[1].scheduled_at_ms):
-            rows = [(new.scheduled_at_ms, new.id, dead_id) for _, (dead_id, new) in group]
-            columns = zip(*rows, strict=True)
+        rows = [(new.scheduled_at_ms, new.id, dead_id) for dead_id, new in pairs]
+        for name, places in await self._split(link, [row[0] for row in rows]):
+            columns = zip(*(rows[place] for place in places), strict=True)
             found.update(
                 str(row[0]) for row in await link.fetch(self._sql("redriven", name), *columns)
             )

@@ -134,7 +134,7 @@ class PgSchedules(PgBase):
                 if drop_fire_times_ms:
                     sql = self._sql("ticks_jobs")
                     rows = await link.fetch(sql, schedule.id, drop_fire_times_ms)
-                    dropped = [row[0] for row in rows]
+                    dropped = [str(row[0]) for row in rows]
                     await self._cancel(link, schedule.id, "misfire", now_ms, dropped)
                 return written
 
@@ -144,11 +144,10 @@ class PgSchedules(PgBase):
         """Return fire times before `before_ms` whose job is still `scheduled` and unstarted."""
 
         async def work(link: Link) -> list[int]:
-            ids: list[object] = []
+            ids: list[str] = []
             for name in await self._partitions.live(link, None):
-                ids += [
-                    row[0] for row in await link.fetch(self._sql("unstarted", name), schedule_id)
-                ]
+                rows = await link.fetch(self._sql("unstarted", name), schedule_id)
+                ids += [str(row[0]) for row in rows]
             sql = self._sql("ticks_of_jobs")
             return [row[0] for row in await link.fetch(sql, schedule_id, before_ms, ids, limit)]
 
@@ -195,7 +194,7 @@ class PgSchedules(PgBase):
         schedule_id: str,
         reason: str,
         now_ms: int,
-        ids: list[object] | None,
+        ids: list[str] | None,
         after_ms: int = 0,
     ) -> list[str]:
         cancelled: list[str] = []

@@ -2,7 +2,8 @@
 
 One file for each port, over a common base; SQL by name in `sql/`, the schema in `migrations/`.
 
-    link         one connection: codecs, planner settings        pool        retries, cancellation
+    link         one connection: planner settings                pool        retries, cancellation
+    codecs       values and columns on the wire                  pg_copy     new rows on the wire
     partitions   which there are, and making them                pg_upkeep   retention
     pg_append    submissions                                     pg_path     claim, settle
     pg_load      lanes, and rows by id                           pg_edit     cancel, reschedule

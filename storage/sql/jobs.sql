@@ -5,61 +5,56 @@ max_attempts, fencing_token, worker_id, owner, schedule_id, redriven_from, resul
 error, reason
 
 -- name: claim
--- An array that is NULL stands for the usual value in every row: run_at = scheduled_at, and zeros.
+-- An array that is NULL stands for the usual value in every row: run_at = scheduled_at, token 0, and
+-- the first worker.
 UPDATE {partition} j
 SET state = 'running',
     attempt = j.attempt + 1,
-    fencing_token = greatest(j.fencing_token, $6::bigint << 32) + 1,
-    owner = $7::text,
-    worker_id = a.worker_id,
-    started_at = $8::timestamptz
-FROM unnest($1::timestamptz[], $2::uuid[], $3::timestamptz[], $4::bigint[], $5::text[])
-    WITH ORDINALITY AS a (scheduled_at, id, run_at, fencing_token, worker_id, place)
+    fencing_token = greatest(j.fencing_token, $7::bigint << 32) + 1,
+    owner = $8::text,
+    worker_id = ($6::text[])[coalesce(a.worker, 1)],
+    started_at = $9::timestamptz
+FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::bigint[], $5::smallint[])
+    WITH ORDINALITY AS a (id, scheduled_at, run_at, fencing_token, worker, place)
 WHERE j.scheduled_at = a.scheduled_at
     AND j.id = a.id
     AND j.state = 'scheduled'
     AND j.run_at = coalesce(a.run_at, a.scheduled_at)
     AND j.fencing_token = coalesce(a.fencing_token, 0)
-    AND (j.expires_at IS NULL OR j.expires_at > $8)
-RETURNING a.place, j.fencing_token, j.task, j.args, j.options, j.attempt, j.failures,
+    AND (j.expires_at IS NULL OR j.expires_at > $9)
+RETURNING a.place - 1, j.fencing_token, j.task, j.args, j.options, j.attempt, j.failures,
     j.lost_leases, j.releases, j.max_attempts;
 
 -- name: claimed_before
-SELECT a.place, j.fencing_token, j.task, j.args, j.options, j.attempt, j.failures,
+SELECT a.place - 1, j.fencing_token, j.task, j.args, j.options, j.attempt, j.failures,
     j.lost_leases, j.releases, j.max_attempts
-FROM unnest($1::timestamptz[], $2::uuid[], $3::timestamptz[], $4::bigint[], $5::text[])
-    WITH ORDINALITY AS a (scheduled_at, id, run_at, fencing_token, worker_id, place)
+FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::bigint[], $5::smallint[])
+    WITH ORDINALITY AS a (id, scheduled_at, run_at, fencing_token, worker, place)
 JOIN {partition} j ON j.scheduled_at = a.scheduled_at AND j.id = a.id
 WHERE j.state = 'running'
     AND j.run_at = coalesce(a.run_at, a.scheduled_at)
     AND j.fencing_token > coalesce(a.fencing_token, 0)
-    AND j.owner = $6
-    AND j.worker_id = a.worker_id
-    AND j.started_at = $7;
+    AND j.owner = $7
+    AND j.worker_id = ($6::text[])[coalesce(a.worker, 1)]
+    AND j.started_at = $8;
 
 -- name: settle_succeeded
+-- Answers by its count alone: nearly always that is all of them.
 UPDATE {partition} j
-SET state = 'succeeded',
-    finished_at = a.at,
-    attempt = coalesce(a.attempt, 0),
-    failures = coalesce(a.failures, 0),
-    lost_leases = coalesce(a.lost_leases, 0),
-    releases = coalesce(a.releases, 0),
-    result = a.result,
-    error = NULL,
-    reason = NULL
-FROM unnest(
-    $1::timestamptz[], $2::uuid[], $3::bigint[], $4::timestamptz[],
-    $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[], $9::json[]
-) WITH ORDINALITY AS a (
-    scheduled_at, id, fencing_token, at,
-    attempt, failures, lost_leases, releases, result, place
-)
+SET state = 'succeeded', finished_at = $5::timestamptz, result = a.result, error = NULL, reason = NULL
+FROM unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::json[])
+    AS a (id, scheduled_at, fencing_token, result)
 WHERE j.scheduled_at = a.scheduled_at
     AND j.id = a.id
     AND j.state = 'running'
-    AND j.fencing_token = a.fencing_token
-RETURNING a.place;
+    AND j.fencing_token = a.fencing_token;
+
+-- name: succeeded
+SELECT a.place - 1
+FROM unnest($1::uuid[], $2::timestamptz[], $3::bigint[])
+    WITH ORDINALITY AS a (id, scheduled_at, fencing_token, place)
+JOIN {partition} j ON j.scheduled_at = a.scheduled_at AND j.id = a.id
+WHERE j.state = 'succeeded' AND j.fencing_token = a.fencing_token;
 
 -- name: settle_otherwise
 -- A cancel request overrules both `scheduled` and `dead`.
@@ -91,16 +86,15 @@ WITH settled AS (
         failures = coalesce(a.failures, 0),
         lost_leases = coalesce(a.lost_leases, 0),
         releases = coalesce(a.releases, 0),
-        result = a.result,
         error = a.error
     FROM unnest(
-        $1::timestamptz[], $2::uuid[], $3::bigint[], $4::timestamptz[],
-        $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[], $9::json[],
-        $10::text[], $11::timestamptz[], $12::json[], $13::text[]
+        $1::uuid[], $2::timestamptz[], $3::bigint[], $4::text[],
+        $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
+        $9::timestamptz[], $10::timestamptz[], $11::json[], $12::text[]
     ) WITH ORDINALITY AS a (
-        scheduled_at, id, fencing_token, at,
-        attempt, failures, lost_leases, releases, result,
-        state, run_at, error, reason, place
+        id, scheduled_at, fencing_token, state,
+        attempt, failures, lost_leases, releases,
+        run_at, at, error, reason, place
     )
     WHERE j.scheduled_at = a.scheduled_at
         AND j.id = a.id
@@ -112,15 +106,15 @@ WITH settled AS (
     SELECT {job_columns}, at FROM settled WHERE state = 'dead'
     ON CONFLICT DO NOTHING
 )
-SELECT place FROM settled;
+SELECT place - 1 FROM settled;
 
 -- name: settled_before
-SELECT a.place
+SELECT a.place - 1
 FROM unnest(
-    $1::timestamptz[], $2::uuid[], $3::bigint[], $4::text[],
+    $1::uuid[], $2::timestamptz[], $3::bigint[], $4::text[],
     $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[]
 ) WITH ORDINALITY AS a (
-    scheduled_at, id, fencing_token, state, attempt, failures, lost_leases, releases, place
+    id, scheduled_at, fencing_token, state, attempt, failures, lost_leases, releases, place
 )
 JOIN {partition} j ON j.scheduled_at = a.scheduled_at AND j.id = a.id
 WHERE j.fencing_token = a.fencing_token
@@ -137,20 +131,20 @@ WHERE j.fencing_token = a.fencing_token
 UPDATE {partition} j
 SET state = a.state, reason = a.reason, finished_at = $7::timestamptz
 FROM unnest(
-    $1::timestamptz[], $2::uuid[], $3::timestamptz[], $4::bigint[], $5::text[], $6::text[]
-) WITH ORDINALITY AS a (scheduled_at, id, run_at, fencing_token, state, reason, place)
+    $1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::bigint[], $5::text[], $6::text[]
+) WITH ORDINALITY AS a (id, scheduled_at, run_at, fencing_token, state, reason, place)
 WHERE j.scheduled_at = a.scheduled_at
     AND j.id = a.id
     AND j.state = 'scheduled'
     AND j.run_at = a.run_at
     AND j.fencing_token = a.fencing_token
-RETURNING a.place;
+RETURNING a.place - 1;
 
 -- name: ended_before
-SELECT a.place
+SELECT a.place - 1
 FROM unnest(
-    $1::timestamptz[], $2::uuid[], $3::timestamptz[], $4::bigint[], $5::text[], $6::text[]
-) WITH ORDINALITY AS a (scheduled_at, id, run_at, fencing_token, state, reason, place)
+    $1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::bigint[], $5::text[], $6::text[]
+) WITH ORDINALITY AS a (id, scheduled_at, run_at, fencing_token, state, reason, place)
 JOIN {partition} j ON j.scheduled_at = a.scheduled_at AND j.id = a.id
 WHERE j.state = a.state
     AND j.reason = a.reason

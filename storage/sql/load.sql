@@ -1,9 +1,11 @@
 -- name: load
+-- scheduled_at only where it is another time than run_at.
 SELECT page.*
 FROM unnest($1::smallint[]) AS s (shard)
 CROSS JOIN LATERAL (
     SELECT j.run_at, j.id, row_number() OVER (ORDER BY j.run_at, j.id) AS nth,
-        j.scheduled_at, j.fencing_token, j.expires_at, j.schedule_id
+        nullif(j.scheduled_at, j.run_at) AS scheduled_at, j.fencing_token, j.expires_at,
+        j.schedule_id, j.shard
     FROM {partition} j
     WHERE j.finished_at IS NULL
         AND j.shard = s.shard

@@ -12,9 +12,9 @@ from tickwheel.core.ids import mint
 from tickwheel.core.job import (
     CURSOR_START,
     Appended,
-    Claim,
     Claimed,
     Cursor,
+    End,
     Ending,
     IdempotencyKey,
     Job,
@@ -23,6 +23,7 @@ from tickwheel.core.job import (
     Settlement,
     State,
     Submission,
+    Success,
     Waiting,
 )
 from tickwheel.core.ports import Store
@@ -65,10 +66,14 @@ def key(name: str, body: bytes = b"body", expires_at_ms: int = NOW + DAY) -> Ide
     return IdempotencyKey(name, body, expires_at_ms)
 
 
-def claim_of(seen: Job | NewJob, worker_id: str = "worker-1", **fields: Any) -> Claim:
-    token = seen.fencing_token if isinstance(seen, Job) else 0
-    claim = Claim(seen.id, seen.scheduled_at_ms, seen.run_at_ms, token, worker_id)
-    return claim._replace(**fields)
+def seen(
+    job: Job | NewJob, run_at_ms: int | None = None, fencing_token: int | None = None
+) -> Waiting:
+    """The job as memory sees it, perhaps wrongly."""
+    view = job.waiting
+    run_at_ms = view[2] if run_at_ms is None else run_at_ms
+    token = view[3] if fencing_token is None else fencing_token
+    return (*view[:2], run_at_ms, token, *view[4:])
 
 
 def ending_of(seen: Job | NewJob, state: State = State.CANCELLED, **fields: Any) -> Ending:
@@ -77,23 +82,19 @@ def ending_of(seen: Job | NewJob, state: State = State.CANCELLED, **fields: Any)
     return ending._replace(**fields)
 
 
-def settlement(row: Job, state: State, **fields: Any) -> Settlement:
-    """The end of the attempt that `row` runs, a second from now, its counters as they are."""
-    return Settlement(
-        id=row.id,
-        scheduled_at_ms=row.scheduled_at_ms,
-        fencing_token=row.fencing_token,
-        state=state,
-        run_at_ms=row.run_at_ms,
-        at_ms=NOW + SECOND,
-        attempt=row.attempt,
-        failures=row.failures,
-        lost_leases=row.lost_leases,
-        releases=row.releases,
-        result=None,
-        error=None,
-        reason=None,
-    )._replace(**fields)
+def end_of(row: Job, state: State, **fields: Any) -> End:
+    """The end of the attempt that `row` runs, a second from now, its counters as they are.
+
+    Of `fields`, those count that this kind of end has.
+    """
+    key = (row.id, row.scheduled_at_ms, row.fencing_token)
+    at_ms = NOW + SECOND
+    counters = (row.attempt, row.failures, row.lost_leases, row.releases)
+    if state is State.SUCCEEDED:
+        success = Success(*key, at_ms, None)
+        return success._replace(**{k: v for k, v in fields.items() if k in Success._fields})
+    end = Settlement(*key, state, row.run_at_ms, at_ms, *counters, None, None)
+    return end._replace(**{k: v for k, v in fields.items() if k in Settlement._fields})
 
 
 async def add(store: Store, *jobs: NewJob) -> None:
@@ -114,8 +115,21 @@ async def row_of(store: Store, job_id: str) -> Job:
     return job
 
 
-async def claim(store: Store, seen: Job | NewJob, now_ms: int = NOW) -> Claimed:
-    [claimed] = await store.claim([claim_of(seen)], OWNER, now_ms)
+async def claim_all(
+    store: Store,
+    jobs: Sequence[Job | NewJob | Waiting],
+    *,
+    worker_id: str = "worker-1",
+    owner: str = OWNER,
+    now_ms: int = NOW,
+) -> list[Claimed | None]:
+    """Claim jobs as they are, or as a view of them says, for one worker."""
+    views = [job.waiting if isinstance(job, Job | NewJob) else job for job in jobs]
+    return await store.claim(views, [worker_id] * len(views), owner, now_ms)
+
+
+async def claim(store: Store, job: Job | NewJob, now_ms: int = NOW) -> Claimed:
+    [claimed] = await claim_all(store, [job], now_ms=now_ms)
     assert claimed is not None
     return claimed
 
@@ -129,7 +143,7 @@ async def start(store: Store, job: NewJob) -> Job:
 
 async def settle(store: Store, row: Job, state: State, **fields: Any) -> Job:
     """End the attempt that `row` runs; return the row after that."""
-    assert await store.settle([settlement(row, state, **fields)]) == [True]
+    assert await store.settle([end_of(row, state, **fields)]) == [True]
     return await row_of(store, row.id)
 
 

@@ -14,10 +14,11 @@ from conformance.rows import (
     SECOND,
     add,
     claim,
-    claim_of,
+    claim_all,
     new_job,
     retry,
     row_of,
+    seen,
     settle,
     start,
 )
@@ -31,10 +32,10 @@ TOKEN_MAX = 2**53
 async def test_a_claim_starts_an_attempt(store: Store) -> None:
     job = new_job(NOW + HOUR, args=b'{"a":1}', options=b'{"timeout_seconds":5}', max_attempts=3)
     await add(store, job)
-    [claimed] = await store.claim([claim_of(job, "worker-7")], OWNER, NOW + 42)
+    [claimed] = await claim_all(store, [job], worker_id="worker-7", now_ms=NOW + 42)
     assert claimed is not None
     assert claimed._replace(fencing_token=0) == (
-        job.id, 0, "send_email", b'{"a":1}', b'{"timeout_seconds":5}', 1, 0, 0, 0, 3
+        0, 0, "send_email", b'{"a":1}', b'{"timeout_seconds":5}', 1, 0, 0, 0, 3
     )  # fmt: skip
     row = await row_of(store, job.id)
     assert row.state is State.RUNNING
@@ -50,8 +51,8 @@ async def test_of_two_claims_one_gets_the_job(store: Store, peer: Store) -> None
     jobs = [new_job(shard=number % 8) for number in range(20)]
     await add(store, *jobs)
     ours, theirs = await asyncio.gather(
-        store.claim([claim_of(job, "worker-1") for job in jobs], "boot-a", NOW),
-        peer.claim([claim_of(job, "worker-2") for job in reversed(jobs)], "boot-b", NOW),
+        claim_all(store, jobs, owner="boot-a"),
+        claim_all(peer, jobs[::-1], worker_id="worker-2", owner="boot-b"),
     )
     theirs.reverse()
     for job, mine, other in zip(jobs, ours, theirs, strict=True):
@@ -67,8 +68,8 @@ async def test_a_running_job_is_not_claimed_again_not_even_by_its_owner(store: S
     await add(store, job)
     await claim(store, job)
     before = await row_of(store, job.id)
-    assert await store.claim([claim_of(job)], OWNER, NOW + 1) == [None]
-    assert await store.claim([claim_of(before)], OWNER, NOW + 1) == [None]
+    assert await claim_all(store, [job], now_ms=NOW + 1) == [None]
+    assert await claim_all(store, [before], now_ms=NOW + 1) == [None]
     assert await row_of(store, job.id) == before
 
 
@@ -79,14 +80,14 @@ async def test_a_claim_by_a_stale_view_gets_nothing(store: Store, stale: dict[st
     job = new_job()
     await add(store, job)
     before = await row_of(store, job.id)
-    assert await store.claim([claim_of(job, **stale)], OWNER, NOW) == [None]
+    assert await claim_all(store, [seen(job, **stale)]) == [None]
     assert await row_of(store, job.id) == before
 
 
 async def test_a_view_from_before_a_retry_gets_nothing(store: Store) -> None:
     job = new_job()
     retried = await retry(store, await start(store, job), NOW)
-    assert await store.claim([claim_of(job)], OWNER, NOW) == [None]
+    assert await claim_all(store, [job]) == [None]
     assert (await claim(store, retried)).attempt == 2
 
 
@@ -95,16 +96,16 @@ async def test_a_view_from_before_a_reschedule_gets_nothing(store: Store) -> Non
     await add(store, job)
     moved = await store.reschedule(job.id, NOW + 3 * DAY, NOW)
     assert moved is not None
-    assert await store.claim([claim_of(job)], OWNER, NOW) == [None]
+    assert await claim_all(store, [job]) == [None]
     await claim(store, moved)
 
 
 async def test_a_job_past_its_start_deadline_is_not_claimed(store: Store) -> None:
     job = new_job(expires_at_ms=NOW + SECOND)
     await add(store, job)
-    assert await store.claim([claim_of(job)], OWNER, NOW + SECOND) == [None]
+    assert await claim_all(store, [job], now_ms=NOW + SECOND) == [None]
     assert (await row_of(store, job.id)).state is State.SCHEDULED
-    [claimed] = await store.claim([claim_of(job)], OWNER, NOW + SECOND - 1)
+    [claimed] = await claim_all(store, [job], now_ms=NOW + SECOND - 1)
     assert claimed is not None
 
 
@@ -112,16 +113,30 @@ async def test_an_ended_or_unknown_job_is_not_claimed(store: Store) -> None:
     ended = new_job()
     await add(store, ended)
     await store.cancel(ended.id, NOW, "cancelled")
-    assert await store.claim([claim_of(ended), claim_of(new_job())], OWNER, NOW) == [None, None]
+    assert await claim_all(store, [ended, new_job()]) == [None, None]
 
 
 async def test_the_answers_are_in_the_order_of_the_claims(store: Store) -> None:
     jobs = [new_job(NOW + (7 * number % 10) * DAY, shard=number % 8) for number in range(10)]
     await add(store, *jobs)
     await store.cancel(jobs[4].id, NOW, "cancelled")
-    answers = await store.claim([claim_of(job) for job in jobs], OWNER, NOW)
-    ids = [None if claimed is None else claimed.id for claimed in answers]
-    assert ids == [None if index == 4 else job.id for index, job in enumerate(jobs)]
+    answers = await claim_all(store, jobs)
+    assert [None if claimed is None else claimed.place for claimed in answers] == [
+        None if index == 4 else index for index in range(10)
+    ]
+    for job, claimed in zip(jobs, answers, strict=True):
+        row = await row_of(store, job.id)
+        token = 0 if claimed is None else claimed.fencing_token
+        assert row.fencing_token == token
+
+
+async def test_each_job_of_a_call_gets_its_own_worker(store: Store) -> None:
+    jobs = [new_job(NOW + number % 3 * DAY, shard=number % 8) for number in range(12)]
+    workers = [f"worker {number % 5} of {{5}},\"'\\" for number in range(12)]
+    await add(store, *jobs)
+    answers = await store.claim([job.waiting for job in jobs], workers, OWNER, NOW)
+    assert None not in answers
+    assert [(await row_of(store, job.id)).worker_id for job in jobs] == workers
 
 
 async def test_tokens_grow_with_every_claim_of_a_job_and_stay_exact_in_json(store: Store) -> None:
@@ -151,4 +166,4 @@ async def test_the_counters_of_a_claim_are_those_of_the_row(store: Store) -> Non
 
 
 async def test_nothing_to_claim_answers_nothing(store: Store) -> None:
-    assert await store.claim([], OWNER, NOW) == []
+    assert await store.claim([], [], OWNER, NOW) == []

@@ -11,11 +11,10 @@ from conformance.rows import (
     HOUR,
     LANE,
     NOW,
-    OWNER,
     SECOND,
     add,
     claim,
-    claim_of,
+    claim_all,
     ending_of,
     key,
     listed,
@@ -79,7 +78,7 @@ async def test_a_cancel_that_races_a_claim_leaves_the_job_cancelled_or_asked(
     jobs = [new_job(shard=number % 8) for number in range(10)]
     await add(store, *jobs)
     claimed, cancelled = await asyncio.gather(
-        store.claim([claim_of(job) for job in jobs], OWNER, NOW),
+        claim_all(store, jobs),
         asyncio.gather(*(peer.cancel(job.id, NOW + 1, "cancelled") for job in jobs)),
     )
     for job, won, seen in zip(jobs, claimed, cancelled, strict=True):

@@ -8,11 +8,10 @@ from conformance.rows import (
     HOUR,
     LANE,
     NOW,
-    OWNER,
     SHARDS,
     add,
     claim,
-    claim_of,
+    claim_all,
     load,
     loaded_ids,
     new_job,
@@ -40,10 +39,17 @@ async def test_a_waiting_job_is_loaded_as_an_exact_tuple(store: Store) -> None:
     await add(store, full, plain)
     rows = await load(store)
     assert rows == [
-        (plain.id, NOW, NOW, 0, LANE, 0, None),
-        (full.id, NOW + 5, NOW + 5, 0, LANE, NOW + HOUR, "nightly"),
+        (plain.id, NOW, NOW, 0, LANE, 0, None, 2),
+        (full.id, NOW + 5, NOW + 5, 0, LANE, NOW + HOUR, "nightly", 0),
     ]
     assert all(type(row) is tuple for row in rows)
+
+
+async def test_a_job_scheduled_at_the_first_instant_keeps_it_over_a_retry(store: Store) -> None:
+    first = await start(store, new_job(0))
+    await retry(store, first, NOW)
+    [row] = await load(store)
+    assert (row[1], row[2]) == (0, NOW)
 
 
 async def test_the_order_is_by_run_at_and_then_id(store: Store) -> None:
@@ -121,7 +127,9 @@ async def test_a_retry_is_loaded_at_its_new_time_with_its_token(store: Store) ->
     job = new_job()
     first = await start(store, job)
     await retry(store, first, NOW + 2 * DAY)
-    assert await load(store) == [(job.id, NOW, NOW + 2 * DAY, first.fencing_token, LANE, 0, None)]
+    assert await load(store) == [
+        (job.id, NOW, NOW + 2 * DAY, first.fencing_token, LANE, 0, None, 0)
+    ]
     assert await load(store, until_ms=NOW + DAY) == []
 
 
@@ -146,7 +154,7 @@ async def test_running_tells_all_that_adopting_a_lease_takes(store: Store) -> No
         shard=4, schedule_id="nightly", expires_at_ms=NOW + HOUR, options=b'{"timeout_seconds":5}'
     )
     await add(store, job)
-    [claimed] = await store.claim([claim_of(job, "worker-9")], "boot-z", NOW + 7)
+    [claimed] = await claim_all(store, [job], worker_id="worker-9", owner="boot-z", now_ms=NOW + 7)
     assert claimed is not None
     rows, _ = await store.running(LANE, SHARDS, CURSOR_START, NOW + DAY, 10)
     assert rows == [
@@ -192,7 +200,7 @@ async def test_running_pages_over_unfinished_rows_to_the_end(store: Store, limit
     jobs = [new_job(NOW + number // 3, shard=number % 8) for number in range(30)]
     await add(store, *jobs)
     started = jobs[::3]
-    claims = await store.claim([claim_of(job) for job in started], OWNER, NOW)
+    claims = await claim_all(store, started)
     assert None not in claims
     seen: list[str] = []
     after: Cursor | None = CURSOR_START

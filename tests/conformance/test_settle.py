@@ -10,21 +10,20 @@ from conformance.rows import (
     DAY,
     HOUR,
     NOW,
-    OWNER,
     SECOND,
     add,
     claim,
-    claim_of,
+    claim_all,
+    end_of,
     kill,
     new_job,
     retry,
     row_of,
     settle,
-    settlement,
     start,
 )
 
-from tickwheel.core.job import State
+from tickwheel.core.job import State, Success
 from tickwheel.core.ports import Store
 
 
@@ -35,6 +34,44 @@ async def test_success_ends_the_job(store: Store) -> None:
     assert (row.state, row.finished_at_ms, row.result) == (State.SUCCEEDED, NOW + 5, result)
     assert (row.error, row.reason, row.attempt, row.failures) == (None, None, 1, 0)
     assert (row.worker_id, row.started_at_ms) == ("worker-1", NOW)
+
+
+async def test_successes_of_a_call_end_between_their_own_time_and_the_latest(store: Store) -> None:
+    rows = [await start(store, new_job(NOW + number % 2 * DAY)) for number in range(4)]
+    ends = [end_of(row, State.SUCCEEDED, at_ms=NOW + at) for at, row in enumerate(rows, 1)]
+    assert await store.settle(ends) == [True] * 4
+    for at, row in enumerate(rows, 1):
+        ended_ms = (await row_of(store, row.id)).finished_at_ms
+        assert ended_ms is not None
+        assert NOW + at <= ended_ms <= NOW + 4
+
+
+async def test_success_after_a_failure_forgets_the_error(store: Store) -> None:
+    first = await start(store, new_job())
+    waiting = await settle(store, first, State.SCHEDULED, failures=1, error=b'"e"', reason="r")
+    assert (waiting.error, waiting.reason) == (b'"e"', "r")
+    await claim(store, waiting)
+    row = await settle(store, await row_of(store, first.id), State.SUCCEEDED)
+    assert (row.error, row.reason, row.attempt, row.failures) == (None, None, 2, 1)
+
+
+async def test_results_of_a_call_stay_with_their_jobs(store: Store) -> None:
+    rows = [await start(store, new_job(shard=number)) for number in range(6)]
+    results = [b'{ "n": 1 }', None, b"null", b'"},{\\""', b"[]", None]
+    ends = [
+        end_of(row, State.SUCCEEDED, result=result)
+        for row, result in zip(rows, results, strict=True)
+    ]
+    assert await store.settle(ends) == [True] * 6
+    assert [(await row_of(store, row.id)).result for row in rows] == results
+
+
+async def test_a_success_among_lost_ones_is_told_apart(store: Store) -> None:
+    rows = [await start(store, new_job(shard=number)) for number in range(4)]
+    await settle(store, rows[1], State.CANCELLED)
+    ends = [end_of(row, State.SUCCEEDED) for row in rows]
+    ends[2] = ends[2]._replace(fencing_token=rows[2].fencing_token + 1)
+    assert await store.settle(ends) == [True, False, False, True]
 
 
 async def test_a_retry_waits_anew(store: Store) -> None:
@@ -82,8 +119,9 @@ async def test_death_writes_the_dead_letter(store: Store) -> None:
 
 async def test_a_death_that_was_rejected_writes_no_letter(store: Store) -> None:
     running = await start(store, new_job())
-    stale = settlement(running, State.DEAD, fencing_token=running.fencing_token - 1)
-    assert await store.settle([stale._replace(reason="lost_leases")]) == [False]
+    token = running.fencing_token - 1
+    stale = end_of(running, State.DEAD, fencing_token=token, reason="lost_leases")
+    assert await store.settle([stale]) == [False]
     assert await store.dead_letters(ANY, None, 10) == ([], None)
 
 
@@ -93,8 +131,8 @@ async def test_a_stale_token_changes_nothing(store: Store, state: State) -> None
     waiting = await retry(store, first, NOW)
     await claim(store, waiting)
     current = await row_of(store, first.id)
-    late = settlement(first, state, result=b'"late"')
-    ahead = settlement(current, state, fencing_token=current.fencing_token + 1)
+    late = end_of(first, state, result=b'"late"')
+    ahead = end_of(current, state, fencing_token=current.fencing_token + 1)
     assert await store.settle([late, ahead]) == [False, False]
     assert await row_of(store, first.id) == current
 
@@ -104,7 +142,7 @@ async def test_the_same_settlement_twice_is_true_and_applied_once(
     store: Store, state: State
 ) -> None:
     running = await start(store, new_job())
-    same = settlement(running, state, failures=1, run_at_ms=NOW + HOUR, reason="r", result=b"1")
+    same = end_of(running, state, failures=1, run_at_ms=NOW + HOUR, reason="r", result=b"1")
     assert await store.settle([same]) == [True]
     once = await row_of(store, running.id)
     assert await store.settle([same]) == [True]
@@ -117,7 +155,7 @@ async def test_another_outcome_under_a_settled_token_is_false(store: Store) -> N
     for first in outcomes:
         running = await start(store, new_job())
         row = await settle(store, running, first)
-        others = [settlement(running, state) for state in outcomes if state is not first]
+        others = [end_of(running, state) for state in outcomes if state is not first]
         assert [await store.settle([other]) for other in others] == [[False]] * 3
         assert await row_of(store, running.id) == row
 
@@ -125,14 +163,14 @@ async def test_another_outcome_under_a_settled_token_is_false(store: Store) -> N
 async def test_a_lost_lease_after_a_failure_under_the_same_token_is_false(store: Store) -> None:
     running = await start(store, new_job())
     row = await retry(store, running, NOW + HOUR)
-    lost = settlement(running, State.SCHEDULED, run_at_ms=NOW + 1, lost_leases=1)
+    lost = end_of(running, State.SCHEDULED, run_at_ms=NOW + 1, lost_leases=1)
     assert await store.settle([lost]) == [False]
     assert await row_of(store, running.id) == row
 
 
 async def test_a_settlement_before_the_next_claim_is_false_after_it(store: Store) -> None:
     running = await start(store, new_job())
-    again = settlement(running, State.SCHEDULED, failures=1)
+    again = end_of(running, State.SCHEDULED, failures=1)
     assert await store.settle([again]) == [True]
     await claim(store, await row_of(store, running.id))
     assert await store.settle([again]) == [False]
@@ -143,8 +181,8 @@ async def test_a_job_that_never_ran_is_not_settled(store: Store) -> None:
     job = new_job()
     await add(store, job)
     row = await row_of(store, job.id)
-    assert await store.settle([settlement(row, State.SUCCEEDED)]) == [False]
-    unknown = settlement(row, State.SUCCEEDED, id=new_job().id)
+    assert await store.settle([end_of(row, State.SUCCEEDED)]) == [False]
+    unknown = end_of(row, State.SUCCEEDED, id=new_job().id)
     assert await store.settle([unknown]) == [False]
     assert await row_of(store, job.id) == row
 
@@ -155,9 +193,7 @@ async def test_after_a_cancel_request_an_attempt_that_did_not_succeed_ends_cance
 ) -> None:
     running = await start(store, new_job())
     await store.cancel(running.id, NOW + 1, "cancelled")
-    end = settlement(
-        running, state, failures=1, run_at_ms=NOW + HOUR, reason="cancelled", error=b'"e"'
-    )
+    end = end_of(running, state, failures=1, run_at_ms=NOW + HOUR, reason="cancelled", error=b'"e"')
     assert await store.settle([end]) == [True]
     row = await row_of(store, running.id)
     assert (row.state, row.reason) == (State.CANCELLED, "cancelled")
@@ -188,7 +224,7 @@ async def test_the_answers_are_in_the_order_of_the_settlements(store: Store) -> 
         for number in range(8)
     ]
     states = [State.SUCCEEDED, State.SCHEDULED, State.DEAD, State.CANCELLED] * 2
-    ends = [settlement(row, state) for row, state in zip(rows, states, strict=True)]
+    ends = [end_of(row, state) for row, state in zip(rows, states, strict=True)]
     ends[2] = ends[2]._replace(fencing_token=1)
     ends[5] = ends[5]._replace(id=new_job().id)
     expected = [index not in (2, 5) for index in range(8)]
@@ -203,8 +239,8 @@ async def test_the_answers_are_in_the_order_of_the_settlements(store: Store) -> 
 async def test_of_two_outcomes_that_race_one_is_applied(store: Store, peer: Store) -> None:
     rows = [await start(store, new_job(shard=number)) for number in range(8)]
     done, dead = await asyncio.gather(
-        store.settle([settlement(row, State.SUCCEEDED) for row in rows]),
-        peer.settle([settlement(row, State.DEAD, reason="lost_leases") for row in rows[::-1]]),
+        store.settle([end_of(row, State.SUCCEEDED) for row in rows]),
+        peer.settle([end_of(row, State.DEAD, reason="lost_leases") for row in rows[::-1]]),
     )
     dead.reverse()
     for row, succeeded, died in zip(rows, done, dead, strict=True):
@@ -217,7 +253,7 @@ async def test_of_two_outcomes_that_race_one_is_applied(store: Store, peer: Stor
 async def test_an_ended_job_stays_ended(store: Store) -> None:
     running = await start(store, new_job())
     row = await settle(store, running, State.SUCCEEDED)
-    assert await store.claim([claim_of(row)], "boot-b", NOW) == [None]
+    assert await claim_all(store, [row], owner="boot-b") == [None]
     assert await store.cancel(row.id, NOW + DAY, "cancelled") == row
     assert await store.reschedule(row.id, NOW + DAY, NOW) == row
 
@@ -225,19 +261,16 @@ async def test_an_ended_job_stays_ended(store: Store) -> None:
 async def test_two_thousand_jobs_go_through_every_step_in_one_call_each(store: Store) -> None:
     jobs = [new_job(NOW + number % 50 * HOUR, shard=number % 8) for number in range(2_000)]
     await add(store, *jobs)
-    claimed = await store.claim([claim_of(job) for job in jobs], OWNER, NOW)
-    tokens = {each.id: each.fencing_token for each in claimed if each is not None}
-    assert len(tokens) == 2_000
-    row = await row_of(store, jobs[0].id)
-    template = settlement(row, State.SUCCEEDED, result=b"1")
+    claimed = await claim_all(store, jobs)
+    assert [each.place for each in claimed if each is not None] == list(range(2_000))
     ends = [
-        template._replace(
-            id=job.id, scheduled_at_ms=job.scheduled_at_ms, fencing_token=tokens[job.id]
-        )
-        for job in jobs
+        Success(job.id, job.scheduled_at_ms, each.fencing_token, NOW, b"%d" % each.place)
+        for job, each in zip(jobs, claimed, strict=True)
+        if each is not None
     ]
     assert await store.settle(ends) == [True] * 2_000
     assert await store.settle(ends) == [True] * 2_000
     rows = await store.find([(job.id, job.scheduled_at_ms) for job in jobs])
     assert {row.state for row in rows if row is not None} == {State.SUCCEEDED}
+    assert [row.result for row in rows if row is not None] == [b"%d" % n for n in range(2_000)]
     assert [row.id for row in rows if row is not None] == [job.id for job in jobs]

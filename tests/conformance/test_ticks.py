@@ -9,9 +9,8 @@ from conformance.rows import (
     DAY,
     HOUR,
     NOW,
-    OWNER,
     claim,
-    claim_of,
+    claim_all,
     loaded_ids,
     new_job,
     retry,
@@ -185,7 +184,7 @@ async def test_a_claim_that_races_an_edit_runs_or_is_cancelled_never_both(
     ticks = [tick_at(NOW + number) for number in range(10)]
     await tick(store, await put(store), ticks)
     claimed, (_, cancelled, _) = await asyncio.gather(
-        store.claim([claim_of(each.job) for each in ticks], OWNER, NOW),
+        claim_all(store, [each.job for each in ticks]),
         peer.put_schedule("nightly", replace(HOURLY, jitter_ms=5), 0, NOW + 5),
     )
     for each, won in zip(ticks, claimed, strict=True):

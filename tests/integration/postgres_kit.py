@@ -71,7 +71,7 @@ class Cut:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        kinds = ("fetch", "execute", "copy_records_to_table")
+        kinds = ("fetch", "execute", "copy_to_table")
         whole = {kind: getattr(asyncpg.Connection, kind) for kind in kinds}
         for kind, method in whole.items():
             setattr(asyncpg.Connection, kind, self._lossy(method))

@@ -13,14 +13,14 @@ from conformance.rows import (
     NOW,
     OWNER,
     add,
-    claim_of,
+    claim_all,
+    end_of,
     ending_of,
     eventually,
     key,
     kill,
     new_job,
     row_of,
-    settlement,
     start,
 )
 
@@ -84,7 +84,7 @@ async def append_several_keyed(store: PostgresStore) -> None:
 async def claim_two_days(store: PostgresStore) -> None:
     jobs = [new_job(), new_job(NOW + DAY)]
     await add(store, *jobs)
-    answers = await store.claim([claim_of(job) for job in jobs], OWNER, NOW)
+    answers = await claim_all(store, jobs)
     for job, answer in zip(jobs, answers, strict=True):
         assert answer is not None
         row = await row_of(store, job.id)
@@ -95,10 +95,34 @@ async def claim_two_days(store: PostgresStore) -> None:
         )
 
 
+async def claim_for_two_workers(store: PostgresStore) -> None:
+    jobs = [new_job(), new_job(), new_job()]
+    await add(store, *jobs)
+    workers = ["worker-1", "worker-2", "worker-1"]
+    answers = await store.claim([job.waiting for job in jobs], workers, OWNER, NOW)
+    for place, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
+        assert answer is not None
+        assert answer.place == place
+        row = await row_of(store, job.id)
+        assert (row.worker_id, row.fencing_token) == (workers[place], answer.fencing_token)
+
+
+async def settle_successes(store: PostgresStore) -> None:
+    rows = [await start(store, new_job(NOW + days * DAY)) for days in (0, 1, 0)]
+    ends = [end_of(row, State.SUCCEEDED, result=b"[1]") for row in rows]
+    ends[2] = ends[2]._replace(fencing_token=1)
+    assert await store.settle(ends) == [True, True, False]
+    after = [await row_of(store, row.id) for row in rows]
+    states = [State.SUCCEEDED, State.SUCCEEDED, State.RUNNING]
+    assert [(row.state, row.result) for row in after] == list(
+        zip(states, [b"[1]", b"[1]", None], strict=True)
+    )
+
+
 async def settle_every_way(store: PostgresStore) -> None:
     rows = [await start(store, new_job()) for _ in range(3)]
     ways = [State.SUCCEEDED, State.SCHEDULED, State.DEAD]
-    ends = [settlement(row, way) for row, way in zip(rows, ways, strict=True)]
+    ends = [end_of(row, way) for row, way in zip(rows, ways, strict=True)]
     assert await store.settle(ends) == [True, True, True]
     assert [(await row_of(store, row.id)).state for row in rows] == ways
     assert await store.count_dead("default", 10) == 1
@@ -166,6 +190,8 @@ CALLS = [
     append_keyed,
     append_several_keyed,
     claim_two_days,
+    claim_for_two_workers,
+    settle_successes,
     settle_every_way,
     end_a_waiting_job,
     reschedule,
@@ -239,10 +265,10 @@ async def test_killed_sessions_under_load_lose_nothing_and_double_nothing(
                 continue
             acknowledged.extend(job.id for job in jobs)
             try:
-                claims = await store.claim([claim_of(job) for job in jobs], OWNER, NOW)
+                claims = await claim_all(store, jobs)
                 assert None not in claims
                 rows = await store.find([(job.id, NOW) for job in jobs])
-                ends = [settlement(row, State.SUCCEEDED) for row in rows if row is not None]
+                ends = [end_of(row, State.SUCCEEDED) for row in rows if row is not None]
                 tokens.extend((end.id, end.fencing_token) for end in ends)
                 assert await store.settle(ends) == [True] * 5
             except Unavailable:
@@ -276,7 +302,7 @@ async def test_a_cancelled_caller_waits_for_the_end_of_its_transaction(
     await add(store, job)
     blocker = await asyncpg.connect(postgres_dsn)
     await blocker.execute(f"BEGIN; UPDATE {schema}.jobs SET task = 'other'")
-    call = asyncio.ensure_future(store.claim([claim_of(job)], OWNER, NOW))
+    call = asyncio.ensure_future(claim_all(store, [job]))
     waits = (
         "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%running%'"
     )

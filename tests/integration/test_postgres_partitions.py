@@ -14,10 +14,9 @@ from conformance.rows import (
     HOUR,
     LANE,
     NOW,
-    OWNER,
     SHARDS,
     add,
-    claim_of,
+    claim_all,
     eventually,
     load,
     loaded_ids,
@@ -91,7 +90,7 @@ async def test_a_partition_that_another_process_made_is_found(
     job = new_job(NOW + 300 * DAY)
     await asyncio.gather(add(other, job), *(add(store, new_job(NOW + 300 * DAY)) for _ in range(4)))
     assert len(await loaded_ids(store)) == 5
-    [claimed] = await store.claim([claim_of(job)], OWNER, NOW)
+    [claimed] = await claim_all(store, [job])
     assert claimed is not None
     await other.close()
     assert len(await partitions(postgres_dsn, schema)) == 1
@@ -271,7 +270,7 @@ async def test_a_job_for_a_dropped_partition_makes_it_anew(
     done = await settle(store, await start(store, new_job()), State.SUCCEEDED)
     assert await row_of(peer, done.id) == done
     assert (await store.maintain(NOW + 9 * DAY))["partitions_dropped"] == 1
-    assert await peer.claim([claim_of(done)], OWNER, NOW) == [None]
+    assert await claim_all(peer, [done]) == [None]
     late = new_job()
     await add(peer, late)
     assert await loaded_ids(store) == [late.id]

@@ -19,11 +19,11 @@ from conformance.rows import (
     OWNER,
     SHARDS,
     add,
-    claim_of,
+    claim_all,
+    end_of,
     load,
     new_job,
     row_of,
-    settlement,
 )
 
 from tickwheel.core.ids import mint
@@ -114,8 +114,8 @@ async def generic_plan(dsn: str, schema: str, name: str) -> list[dict[str, Any]]
     return list(nodes(json.loads(plan)[0]["Plan"]))
 
 
-BY_KEY = ["claim", "claimed_before", "settle_succeeded", "settle_otherwise", "settled_before"]
-BY_KEY += ["end_waiting", "ended_before", "find", "jobs_there", "redriven"]
+BY_KEY = ["claim", "claimed_before", "settle_succeeded", "succeeded", "settle_otherwise"]
+BY_KEY += ["settled_before", "end_waiting", "ended_before", "find", "jobs_there", "redriven"]
 
 
 @pytest.mark.parametrize("name", BY_KEY)
@@ -196,9 +196,9 @@ async def test_the_path_of_a_job_works_among_many_partitions(store: PostgresStor
     job = new_job()
     await add(store, early, job, late)
     assert [row[0] for row in await load(store, until_ms=NOW)] == [early.id, job.id]
-    answers = await store.claim([claim_of(early), claim_of(job), claim_of(late)], OWNER, NOW)
-    assert [answer is not None and answer.id for answer in answers] == [early.id, job.id, late.id]
-    ends = [settlement(await row_of(store, row.id), State.SUCCEEDED) for row in (early, job, late)]
+    answers = await claim_all(store, [early, job, late])
+    assert [answer is not None and answer.place for answer in answers] == [0, 1, 2]
+    ends = [end_of(await row_of(store, row.id), State.SUCCEEDED) for row in (early, job, late)]
     assert await store.settle(ends) == [True, True, True]
 
 
@@ -211,7 +211,7 @@ async def test_a_claim_locks_no_partition_but_its_own(
 
     async def work(link: Any) -> None:
         text = Statements(crowded)("claim", PARTITION)
-        columns = ([job.scheduled_at_ms], [job.id], None, None, ["worker-1"])
+        columns = ([job.id], [job.scheduled_at_ms], None, None, None, ["worker-1"])
         async with link.transaction():
             assert await link.fetch(text, *columns, 1, OWNER, NOW)
             rows = await query(
@@ -252,10 +252,10 @@ async def test_claims_and_releases_are_heap_only_updates(postgres_dsn: str) -> N
     await store.append([Submission(tuple(jobs))], NOW)
     for start in range(0, len(jobs), 100):
         batch = jobs[start : start + 100]
-        claimed = await store.claim([claim_of(job) for job in batch], OWNER, NOW)
+        claimed = await claim_all(store, batch)
         assert None not in claimed
         rows = [row for row in await store.find([(job.id, NOW) for job in batch]) if row]
-        released = [settlement(row, State.SCHEDULED, attempt=0, releases=1) for row in rows]
+        released = [end_of(row, State.SCHEDULED, attempt=0, releases=1) for row in rows]
         assert await store.settle(released) == [True] * len(batch)
     await store._pool.run(lambda link: link.fetch("SELECT pg_stat_force_next_flush()"))
     await store._pool.run(lambda link: link.fetch("SELECT 1"))
