@@ -8,7 +8,7 @@ A partition is made by CREATE TABLE (LIKE …) and ATTACH, which wait for nobody
 writes; all making and dropping is done one at a time, under one advisory lock. Where the width has
 been changed, a new partition is cut to fit between its neighbours.
 
-A partition whose range ended over `GRACE_MS` ago gets no new rows but by a late straggler, who
+A partition whose range ended over `grace_ms` ago gets no new rows but by a late straggler, who
 says so (`reopen`). So what upkeep once found to hold nothing unfinished (`drained_at`) needn't be
 looked at again by loads and sweeps.
 """
@@ -27,7 +27,8 @@ from .link import Link
 from .pool import Pool
 from .statements import Statements
 
-GRACE_MS: Final = 3_600_000
+GRACE_MS_MAX: Final = 3_600_000
+GRACE_MS_MIN: Final = 60_000
 END_MS: Final = 253_402_300_799_999
 """The last instant of the year 9999."""
 WIDTH_MS_MIN: Final = 60_000
@@ -58,13 +59,14 @@ def partition_name(starts_ms: int) -> str:
 class Partitions:
     """What is known of them, and how to make more."""
 
-    def __init__(self, ddl: Pool, sql: Statements, width_ms: int) -> None:
+    def __init__(self, ddl: Pool, sql: Statements, width_ms: int, retention_ms: int) -> None:
         """Know of none yet. `ddl` is the connection to make them with."""
         if width_ms < WIDTH_MS_MIN or width_ms % WIDTH_MS_MIN:
             raise ValueError("a partition is a whole number of minutes wide")
         self._ddl = ddl
         self._sql = sql
         self._width_ms = width_ms
+        self.grace_ms = min(GRACE_MS_MAX, max(GRACE_MS_MIN, retention_ms))
         self._starts: list[int] = []
         self._known: list[Partition] = []
 

@@ -12,7 +12,7 @@ from tickwheel.core.job import Job, JobFilter, NewJob, State
 
 from . import pg_copy
 from .link import Link, Row
-from .partitions import GRACE_MS, Partitions
+from .partitions import Partitions
 from .pool import Pool, Work
 from .statements import Statements
 
@@ -100,7 +100,8 @@ class PgBase:
     def _late(self, scheduled_at_ms: int, now_ms: int) -> str | None:
         """Return the name of the partition for that time if its own is over."""
         known = self._partitions.find(scheduled_at_ms)
-        return known.name if known is not None and known.ends_ms + GRACE_MS <= now_ms else None
+        over = known is not None and known.ends_ms + self._partitions.grace_ms <= now_ms
+        return known.name if known is not None and over else None
 
     async def _split(self, link: Link, times_ms: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
         """Return [(partition, places)], by name; times with no partition are left out."""

@@ -18,7 +18,7 @@ from tickwheel.core.errors import Unavailable
 from tickwheel.core.ids import scheduled_at_of
 
 from .link import Link
-from .partitions import GRACE_MS, Partition
+from .partitions import Partition
 from .pg_base import ID_MIN
 from .pg_load import PgLoad
 from .pool import Pool
@@ -54,7 +54,7 @@ class PgUpkeep(PgLoad):
     async def _retire(self, now_ms: int) -> dict[str, int]:
         """Note drained partitions and drop those past their retention."""
         await self._fetch("partitions_missing")
-        ended = await self._read("partitions_ended", now_ms - GRACE_MS)
+        ended = await self._read("partitions_ended", now_ms - self._partitions.grace_ms)
         dropped = jobs = 0
         for name, starts_ms, ends_ms, drained_at_ms in ended:
             one = Partition(starts_ms, ends_ms, name)

@@ -84,7 +84,7 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
             statement_timeout_ms=DDL_STATEMENT_MS,
             lock_timeout_ms=DDL_LOCK_MS,
         )
-        self._partitions = Partitions(self._ddl_pool, self._sql, partition_ms)
+        self._partitions = Partitions(self._ddl_pool, self._sql, partition_ms, retention_ms)
         self._shards = shards
         self._retention_ms = retention_ms
         self._dead_retention_ms = dead_retention_ms

@@ -48,7 +48,7 @@ BEGIN
             name text := 'jobs_' || to_char(starts AT TIME ZONE 'UTC', 'YYYYMMDD');
         BEGIN
             EXECUTE format('CREATE TABLE {schema}.%I (LIKE {schema}.jobs INCLUDING ALL)'
-                ' WITH (fillfactor = 50)', name);
+                ' WITH (fillfactor = 42)', name);
             EXECUTE format('ALTER TABLE {schema}.jobs ATTACH PARTITION {schema}.%I'
                 ' FOR VALUES FROM (%L) TO (%L)', name, starts, starts + interval '24 hours');
             INSERT INTO {schema}.partitions (starts_at, ends_at, name)
