@@ -1,9 +1,10 @@
 """One attempt that this worker runs: the lease as it came, its deadlines, and why it shall stop.
 
-    fence_at     the lease may be somebody else's from here on; every answered renewal moves it
+    sent_at      when the last renewal that was answered was sent
+    fence_at     the lease may be somebody else's from here on
     timeout_at   the job's own `timeout_seconds` are over
 
-Both are on `client.clock`. Who wants an attempt to stop calls `halt` with the reason:
+All are on `client.clock`. Who wants an attempt to stop calls `halt` with the reason:
 
     cancelled    somebody cancelled the job                 → reported as failed for good
     timeout      it ran too long                            → reported as failed, type Timeout
@@ -18,19 +19,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from .handlers import Handler
+    from .outcome import Ended
     from .session import Session
 
 Halt = Literal["cancelled", "timeout", "drain", "lost"]
 
-LEASE_MARGIN = 0.2
-"""The part of a lease that is given up, for clocks that run at different speeds."""
+LEASE_HELD = 0.8
+"""The part of a lease that counts; the rest is for clocks that run at different speeds."""
 
 
 class Attempt:
     """A job as the poll's answer told it (`job`), and what became of it here."""
 
     __slots__ = (
-        "fence_at",
+        "ended",
         "fencing_token",
         "halted",
         "handler",
@@ -39,6 +41,7 @@ class Attempt:
         "lease_seconds",
         "progress",
         "queue",
+        "sent_at",
         "session",
         "task",
         "timeout_at",
@@ -59,20 +62,28 @@ class Attempt:
         self.queue: str = job["queue"]
         self.fencing_token: int = job["fencing_token"]
         self.lease_seconds: float = job["lease_seconds"]
-        self.fence_at: float = sent_at + self.lease_seconds * (1 - LEASE_MARGIN)
+        self.sent_at = sent_at
         self.timeout_at: float = received_at + job["timeout_seconds"]
         self.halted: Halt | None = None
         self.task: asyncio.Task[None] | None = None
+        """The task its handler runs in, while it does."""
         self.progress: bytes | None = None
+        self.ended: Ended | None = None
+        """How it ended, unless it just succeeded without a result."""
 
     @property
-    def sent_at(self) -> float:
-        """When the last renewal that was answered was sent."""
-        return self.fence_at - self.lease_seconds * (1 - LEASE_MARGIN)
+    def fence_at(self) -> float:
+        """When the lease is over, with a margin."""
+        return self.sent_at + self.lease_seconds * LEASE_HELD
+
+    @property
+    def due_at(self) -> float:
+        """When it must be stopped if nothing changes."""
+        return min(self.fence_at, self.timeout_at)
 
     def renewed(self, sent_at: float) -> None:
         """Note that a renewal sent at `sent_at` was answered with ok. Any thread."""
-        self.fence_at = sent_at + self.lease_seconds * (1 - LEASE_MARGIN)
+        self.sent_at = sent_at
 
     def halt(self, reason: Halt) -> None:
         """Ask the handler to stop: async ones are cancelled, sync ones only told by the context.

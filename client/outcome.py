@@ -1,4 +1,5 @@
-"""How an attempt ended, as the item of a report.
+"""How an attempt ended, as the item of a report: its JSON, so that a report is put together by
+joining texts. Nearly all attempts end well and return nothing: theirs are written by hand.
 
 What would make the whole report unreadable or too long is caught here: a result that JSON doesn't
 know or that is over 64 KiB fails its own job, for good, and over-long error texts are cut.
@@ -27,18 +28,20 @@ RAISED = (Exception, SystemExit, KeyboardInterrupt)
 
 
 class Ended(NamedTuple):
-    """One item of a report, in which list it goes, and about how long it is."""
+    """One item of a report, in which list it goes, and about how many bytes it is."""
 
     kind: Kind
-    item: dict[str, Any]
+    item: str
     size: int
+
+
+def plain(attempt: Attempt) -> str:
+    """Return the item of an attempt of which there is nothing more to say."""
+    return f'{{"job_id":"{attempt.id}","fencing_token":{attempt.fencing_token}}}'
 
 
 def succeeded(attempt: Attempt, result: Any) -> Ended:
     """Return the report of a handler that returned `result`."""
-    item = {"job_id": attempt.id, "fencing_token": attempt.fencing_token}
-    if result is None:
-        return Ended("succeeded", item, ITEM_BYTES)
     try:
         text = orjson.dumps(result)
     except TypeError as error:
@@ -46,7 +49,7 @@ def succeeded(attempt: Attempt, result: Any) -> Ended:
     if len(text) > RESULT_BYTES_MAX:
         message = f"the handler's result is {len(text)} bytes of JSON, over {RESULT_BYTES_MAX}"
         return failure(attempt, "ResultTooLarge", message, retryable=False)
-    item["result"] = orjson.Fragment(text)
+    item = f'{plain(attempt)[:-1]},"result":{text.decode()}}}'
     return Ended("succeeded", item, ITEM_BYTES + len(text))
 
 
@@ -80,14 +83,20 @@ def logged(error: BaseException) -> str:
 def stopped(attempt: Attempt, reason: Halt | None) -> Ended:
     """Return the report of a handler that ended because of `reason`; None: by its own doing."""
     if reason == "drain":
-        item = {"job_id": attempt.id, "fencing_token": attempt.fencing_token}
-        return Ended("released", item, ITEM_BYTES)
+        return Ended("released", plain(attempt), ITEM_BYTES)
     if reason == "timeout":
         message = f"stopped after timeout_seconds = {attempt.job['timeout_seconds']}"
         return failure(attempt, "Timeout", message)
     if reason == "cancelled":
         return failure(attempt, "Cancelled", "stopped on request", retryable=False)
     return failure(attempt, "CancelledError", "the handler was cancelled from within")
+
+
+def refused(attempt: Attempt) -> Ended:
+    """Return the report of an attempt that never began: halted before, or nobody knows its task."""
+    if attempt.halted is not None:
+        return stopped(attempt, attempt.halted)
+    return failure(attempt, "UnknownTask", f"this worker has no task {attempt.job['task']}")
 
 
 def failure(
@@ -117,7 +126,7 @@ def failure(
     }
     if retry_after_seconds is not None:
         item["retry_after_seconds"] = retry_after_seconds
-    return Ended("failed", item, ITEM_BYTES + len(text))
+    return Ended("failed", orjson.dumps(item).decode(), ITEM_BYTES + len(text))
 
 
 def _message(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""One keep-alive HTTP/1.1 connection in the event loop, for the two calls a worker makes all day.
+"""Keep-alive HTTP/1.1 connections in the event loop, for the two calls a worker makes all day.
 
 A poll or a report costs a general HTTP client 200 µs of CPU, this one 50: at ten jobs a call that
 is the greater part of what a worker does. It knows just what a scheduler, or a proxy before it,
@@ -146,22 +146,27 @@ class _Connection(asyncio.Protocol):
         self.transport.writelines(data)
         return self.waiter
 
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
     def _done(self) -> None:
         answer, self._answer = self._answer, Answer()
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(answer)
 
     def _fail(self, error: Unreachable) -> None:
-        if self.transport is not None:
-            self.transport.close()
+        self.close()
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_exception(error)
 
 
 class Pipe:
-    """POSTs to one scheduler, one at a time."""
+    """POSTs to one scheduler, as many at a time as there may be connections."""
 
-    def __init__(self, url: str, api_key: str | None, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self, url: str, api_key: str | None, timeout_seconds: float = 30.0, connections: int = 1
+    ) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         if api_key and not api_key.isprintable():
@@ -173,8 +178,8 @@ class Pipe:
         self._timeout_seconds = timeout_seconds
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = f"Host: {parts.netloc}\r\nContent-Type: application/json\r\n{key}"
-        self._connection: _Connection | None = None
-        self._turn = asyncio.Lock()
+        self._idle: list[_Connection] = []
+        self._turn = asyncio.Semaphore(connections)
 
     async def post(self, path: str, body: bytes, *, wait: float = 0.0) -> bytes:
         """Return the answer's body; `wait` is added to the time limit.
@@ -182,40 +187,40 @@ class Pipe:
         Raises `Unreachable` or a `ProblemError`. A cancelled call closes the connection.
         """
         async with self._turn:
+            connection = None
             try:
                 async with asyncio.timeout(self._timeout_seconds + wait):
                     connection = await self._connected()
                     answer = await connection.request([self._request_head(path, body), body])
-            except BaseException as error:
+            except OSError as error:
+                raise Unreachable(f"no answer ({str(error) or 'timed out'})", sent=True) from error
+            else:
+                if answer.keeps_alive:
+                    self._idle.append(connection)
+                    connection = None
+            finally:
                 # Cancelled, too: the answer may still come, and would be taken for the next one.
-                self.close()
-                if isinstance(error, OSError):
-                    raise Unreachable(
-                        f"no answer ({str(error) or 'timed out'})", sent=True
-                    ) from error
-                raise
-            if not answer.keeps_alive:
-                self.close()
+                if connection is not None:
+                    connection.close()
         if answer.status >= 300:
             raise problem(answer.status, answer.body, answer.headers.get("retry-after"))
         return answer.body
 
     def close(self) -> None:
-        """Close the connection; the next request opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None and connection.transport is not None:
-            connection.transport.close()
+        """Close the connections that are idle; the next request opens another."""
+        while self._idle:
+            self._idle.pop().close()
 
     async def _connected(self) -> _Connection:
-        connection = self._connection
-        if connection is not None and connection.usable:
-            return connection
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             _, connection = await loop.create_connection(
                 _Connection, self._host, self._port, ssl=self._secure
             )
-        self._connection = connection
         return connection
 
     def _request_head(self, path: str, body: bytes) -> bytes:

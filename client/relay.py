@@ -4,7 +4,7 @@ A task per job costs 3 µs, more than a trivial handler. So a *runner* task take
 the other for as long as none of them suspends. One that does keeps its runner for itself: from then
 on it is the task of that attempt alone, to be cancelled and timed out like any task, and other
 runners go on with the rest. A round of runners is launched per turn of the loop, twice as many as
-in the round before while handlers keep suspending.
+in the round before while handlers keep suspending. What has ended is settled once per round.
 
 So `asyncio.current_task()` is right inside every handler and so are timeouts and task groups;
 handlers that never suspend may share one task. They never share a context: a runner whose context
@@ -15,22 +15,39 @@ runs in one turn of the loop is cut after 5 ms, so that sockets and timers get t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from contextvars import copy_context
 from time import monotonic
 
 from .attempt import Attempt
+from .errors import Retry, Stopped
+from .handlers import Around
+from .outcome import RAISED, failed, logged, refused, stopped, succeeded
+
+LOG = logging.getLogger("tickwheel.worker")
 
 SLICE_SECONDS = 0.005
 
 
 class Relay:
-    """Calls `execute(attempt)` for every attempt pushed, with `attempt.task` set to its runner."""
+    """Calls the handlers of all attempts pushed, inside the hooks; sync ones in threads of `pool`.
 
-    def __init__(self, execute: Callable[[Attempt], Awaitable[None]]) -> None:
-        self._execute = execute
+    `settle(attempts)` gets those that have ended, soon after: with those of the same round, before
+    anything else in the loop has its turn.
+    """
+
+    def __init__(
+        self, pool: Executor, hooks: Sequence[Around], settle: Callable[[list[Attempt]], None]
+    ) -> None:
+        self._pool = pool
+        self._hooks = hooks
+        self._settle = settle
+        self._loop = asyncio.get_running_loop()
         self._waiting: deque[Attempt] = deque()
+        self._ended: list[Attempt] = []
         self._runners: set[asyncio.Task[None]] = set()
         self._round = 0
         self._width = 0
@@ -45,14 +62,14 @@ class Relay:
     def _launch(self, width: int) -> None:
         self._width = width
         self._slice_end = 0.0
-        loop = asyncio.get_running_loop()
         for _ in range(width):
-            runner = loop.create_task(self._run())
+            runner = self._loop.create_task(self._run())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
-        loop.call_soon(self._next_round)  # comes right after the first step of each of them
+        self._loop.call_soon(self._next_round)  # comes right after the first step of each of them
 
     def _next_round(self) -> None:
+        self._hand_back()
         self._round += 1
         cut = monotonic() >= self._slice_end
         width = min(1 if cut else 2 * self._width, len(self._waiting))
@@ -60,23 +77,46 @@ class Relay:
         if width:
             self._launch(width)
 
+    def _hand_back(self) -> None:
+        ended, self._ended = self._ended, []
+        if ended:
+            self._settle(ended)
+
     async def _run(self) -> None:
         runner = asyncio.current_task()
         assert runner is not None
         clean = copy_context()
+        waiting, pool, hooks = self._waiting, self._pool, self._hooks
         mine = self._round
         if not self._slice_end:
             self._slice_end = monotonic() + SLICE_SECONDS
         elif monotonic() >= self._slice_end:
             return
-        while self._waiting:
-            attempt = self._waiting.popleft()
-            attempt.task = runner
-            await self._execute(attempt)
-            if (
-                self._round != mine  # it suspended
-                or copy_context() != clean
-                or runner.cancelling()
-                or monotonic() >= self._slice_end
-            ):
+        while waiting:
+            attempt = waiting.popleft()
+            handler = attempt.handler
+            if handler is None or attempt.halted is not None:
+                attempt.ended = refused(attempt)
+            else:
+                attempt.task = runner
+                try:
+                    if hooks:
+                        result = await handler.start_around(attempt, pool, hooks)
+                    else:
+                        result = await handler.start(attempt, pool)
+                    if result is not None:
+                        attempt.ended = succeeded(attempt, result)
+                except (asyncio.CancelledError, Stopped):
+                    attempt.ended = stopped(attempt, attempt.halted)
+                except RAISED as error:
+                    attempt.ended = failed(attempt, error)
+                    if not isinstance(error, Retry):
+                        LOG.warning("job %s failed: %s", attempt.id, logged(error))
+                attempt.task = None  # the runner goes on without it
+            self._ended.append(attempt)
+            if self._round != mine:  # it suspended
+                if len(self._ended) == 1:
+                    self._loop.call_soon(self._hand_back)
+                return
+            if copy_context() != clean or runner.cancelling() or monotonic() >= self._slice_end:
                 return

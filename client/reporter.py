@@ -1,4 +1,5 @@
-"""Reports of ended attempts, in batches: one report is under way at a time, the rest gathers.
+"""Reports of ended attempts, in batches: while one is under way the rest gathers, and others set
+out only once they are full. Their order is of no matter, as each attempt is in one of them.
 
 A report that the scheduler refuses as a whole is halved and sent again, until only the item that
 it can't read is left; that one is dropped, and its job comes again when its lease runs out.
@@ -9,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-
-import orjson
+from collections.abc import Awaitable, Callable, Sequence
 
 from .errors import InvalidRequest
-from .outcome import Ended
+from .outcome import Kind
 
 LOG = logging.getLogger("tickwheel.worker")
 
 ITEMS_MAX = 1_000
 BYTES_MAX = 4 * 1024 * 1024
+IN_FLIGHT_MAX = 2
 PENDING_MAX = 10_000
 """Past so many unanswered items a worker asks for no more jobs."""
 
@@ -30,33 +30,27 @@ class Batch:
     __slots__ = ("count", "lists", "size")
 
     def __init__(self) -> None:
-        self.lists: dict[str, list[dict[str, object]]] = {
-            "succeeded": [],
-            "failed": [],
-            "released": [],
-        }
+        self.lists: dict[Kind, list[str]] = {}
         self.count = 0
         self.size = 0
 
-    def add(self, ended: Ended) -> None:
-        """Put an item in."""
-        kind, item, size = ended
-        self.lists[kind].append(item)
-        self.count += 1
-        self.size += size
+    def add(self, kind: Kind, items: Sequence[str], size: int = 0) -> None:
+        """Put items in that are about `size` bytes each."""
+        self.lists.setdefault(kind, []).extend(items)
+        self.count += len(items)
+        self.size += size * len(items)
 
     def body(self) -> bytes:
-        """Return the report."""
-        return orjson.dumps(self.lists)
+        """Return the report, without the lists that are empty."""
+        lists = [f'"{kind}":[{",".join(items)}]' for kind, items in self.lists.items()]
+        return f"{{{','.join(lists)}}}".encode()
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return two batches with half of the items each."""
         parts = (Batch(), Batch())
         everything = [(kind, item) for kind, items in self.lists.items() for item in items]
         for index, (kind, item) in enumerate(everything):
-            part = parts[2 * index >= self.count]
-            part.lists[kind].append(item)
-            part.count += 1
+            parts[2 * index >= self.count].add(kind, (item,))
         return parts
 
 
@@ -75,21 +69,28 @@ class Reporter:
         self._surface = surface
         self._open = Batch()
         self._full: deque[Batch] = deque()
-        self._sender: asyncio.Task[None] | None = None
+        self._senders: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
         self._emptied = asyncio.Event()
         self.unanswered = 0
 
-    def add(self, ended: Ended) -> None:
-        """Report this attempt, together with whatever ends in the same turn of the loop."""
-        batch = self._open
-        batch.add(ended)
-        self.unanswered += 1
-        if batch.count >= ITEMS_MAX or batch.size >= BYTES_MAX:
-            self._full.append(batch)
-            self._open = Batch()
-        if self._sender is None:
-            self._sender = asyncio.get_running_loop().create_task(self._send())
-            self._sender.add_done_callback(self._surface)
+    def add(self, kind: Kind, items: Sequence[str], size: int) -> None:
+        """Report these, of about `size` bytes each, with what is added in the same turn."""
+        if not items:
+            return
+        self.unanswered += len(items)
+        while items:
+            batch = self._open
+            room = ITEMS_MAX - batch.count
+            batch.add(kind, items[:room], size)
+            items = items[room:]
+            if batch.count >= ITEMS_MAX or batch.size >= BYTES_MAX:
+                self._full.append(batch)
+                self._open = Batch()
+        if not self._senders or (self._full and len(self._senders) < IN_FLIGHT_MAX):
+            sender = asyncio.get_running_loop().create_task(self._send())
+            self._senders.add(sender)
+            sender.add_done_callback(self._surface)
 
     async def emptied(self) -> None:
         """Wait, if `PENDING_MAX` items are unanswered, until only half as many are."""
@@ -100,28 +101,36 @@ class Reporter:
 
     async def flush(self) -> None:
         """Wait until everything is answered."""
-        while self._sender is not None:
-            await asyncio.wait([self._sender])
+        while self._senders:
+            await asyncio.wait(list(self._senders))
 
     def cancel(self) -> None:
         """Give up on what is not answered yet."""
-        if self._sender is not None:
-            self._sender.cancel()
+        for sender in self._senders:
+            sender.cancel()
 
     async def _send(self) -> None:
-        # The tasks that end in this turn of the loop come along.
-        await asyncio.sleep(0)
+        sender = asyncio.current_task()
+        assert sender is not None
         try:
-            while self.unanswered:
-                if self._full:
-                    batch = self._full.popleft()
-                else:
-                    batch, self._open = self._open, Batch()
+            # The attempts that end in this turn of the loop come along.
+            await asyncio.sleep(0)
+            while (batch := self._next()) is not None:
+                self._in_flight += 1
                 await self._deliver(batch)
+                self._in_flight -= 1
                 self.unanswered -= batch.count
                 self._emptied.set()
         finally:
-            self._sender = None
+            self._senders.discard(sender)
+
+    def _next(self) -> Batch | None:
+        if self._full:
+            return self._full.popleft()
+        if self._in_flight or not self._open.count:
+            return None
+        batch, self._open = self._open, Batch()
+        return batch
 
     async def _deliver(self, batch: Batch) -> None:
         try:

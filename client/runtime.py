@@ -1,6 +1,6 @@
 """One run of a worker: it begins what the sessions bring and ends in good order.
 
-    session ─► begin ─► relay ─► _execute: handler, hooks ─► outcome ─► session.ended ─► report
+    session ─► begin ─► relay: handler, hooks ─► outcome ─► settle ─► session.ended ─► report
     every 100 ms: what ran out of its lease or its time is stopped (`Session.check`)
 
 The end, on `stop`: no more polls; running handlers have the grace to finish; what is left is told
@@ -13,14 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from .attempt import Attempt
 from .clock import now
-from .errors import Retry, Stopped
-from .outcome import RAISED, Ended, failed, failure, logged, stopped, succeeded
 from .relay import Relay
 from .session import Session
 from .slots import Slots
@@ -51,7 +49,7 @@ class Runtime:
         self._slots = Slots(worker.queues, len(worker.urls))
         threads = sum(worker.queues.values())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tickwheel-job")
-        self._relay = Relay(self._execute)
+        self._relay = Relay(self._pool, worker.arounds, self._settle)
         self._sessions = [
             Session(
                 url,
@@ -100,36 +98,17 @@ class Runtime:
                 session.check(at)
             await asyncio.sleep(TICK_SECONDS)
 
-    def _begin(self, attempts: Iterable[Attempt]) -> None:
-        begun = list(attempts)
-        self._busy += len(begun)
+    def _begin(self, attempts: Sequence[Attempt]) -> None:
+        self._busy += len(attempts)
         self._quiet.clear()
-        self._relay.push(begun)
+        self._relay.push(attempts)
 
-    async def _execute(self, attempt: Attempt) -> None:
-        ended: Ended
-        try:
-            handler = attempt.handler
-            if attempt.halted is not None:
-                ended = stopped(attempt, attempt.halted)
-            elif handler is None:
-                message = f"this worker has no task {attempt.job['task']}"
-                ended = failure(attempt, "UnknownTask", message)
-            elif self._worker.arounds:
-                hooks = self._worker.arounds
-                result = await handler.start_around(attempt, self._pool, hooks)
-                ended = succeeded(attempt, result)
-            else:
-                ended = succeeded(attempt, await handler.start(attempt, self._pool))
-        except (asyncio.CancelledError, Stopped):
-            ended = stopped(attempt, attempt.halted)
-        except RAISED as error:
-            ended = failed(attempt, error)
-            if not isinstance(error, Retry):
-                LOG.warning("job %s failed: %s", attempt.id, logged(error))
-        self._slots.give(attempt.queue)
-        attempt.session.ended(attempt, ended)
-        self._busy -= 1
+    def _settle(self, ended: list[Attempt]) -> None:
+        """Let go of attempts that have ended."""
+        self._slots.give([attempt.queue for attempt in ended])
+        for session in self._sessions:
+            session.ended(ended)
+        self._busy -= len(ended)
         if not self._busy:
             self._quiet.set()
 

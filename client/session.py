@@ -15,19 +15,19 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .attempt import Attempt, Halt
+from .attempt import LEASE_HELD, Attempt, Halt
 from .clock import now
 from .errors import ClientError, InvalidRequest, NotFound, ProblemError, Unreachable
 from .handlers import Handler
 from .line import Line
-from .outcome import Ended, stopped
+from .outcome import ITEM_BYTES, plain
 from .pipe import Pipe
 from .poller import Poller
 from .renewal import Events, Keeper
-from .reporter import Reporter
+from .reporter import IN_FLIGHT_MAX, Reporter
 from .slots import Slots
 from .transport import decode, pause_seconds
 
@@ -54,13 +54,13 @@ class Session:
         handlers: Mapping[str, Handler],
         slots: Slots,
         ticked: Callable[[], float],
-        begin: Callable[[Iterable[Attempt]], None],
+        begin: Callable[[Sequence[Attempt]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._url = url
         self._polls = Pipe(url, api_key)
-        self._reports = Pipe(url, api_key)
+        self._reports = Pipe(url, api_key, connections=IN_FLIGHT_MAX)
         self._handlers = handlers
         self._slots = slots
         self._ticked = ticked
@@ -70,6 +70,8 @@ class Session:
         """The sessions with the other schedulers."""
         self._rng = random.Random()
         self.running: dict[str, Attempt] = {}
+        self._due_at = float("inf")
+        """Nothing that runs must be stopped before."""
         self.reporter = Reporter(self._post_report, self._surface)
         self._keeper = Keeper(
             Line(url, api_key), registration, self.running, ticked, self._events()
@@ -93,9 +95,8 @@ class Session:
             with contextlib.suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(COLLECT_SECONDS if self._registered.is_set() else 0):
                     jobs = await self._poller.collect()
-                for job in jobs:
-                    attempt = Attempt(job, self, None, now(), now())
-                    self.reporter.add(stopped(attempt, "drain"))
+                back = [plain(Attempt(job, self, None, now(), now())) for job in jobs]
+                self.reporter.add("released", back, ITEM_BYTES)
 
     async def close(self, *, leave: bool) -> None:
         """End the session, after everything worth reporting was reported."""
@@ -110,6 +111,8 @@ class Session:
     def check(self, at: float) -> None:
         """Stop what has run out of lease or time at `at` (on `client.clock`)."""
         peer = self._healthy_peer() if self._keeper.failing else None
+        if at < self._due_at and peer is None:
+            return
         for attempt in list(self.running.values()):
             if peer is not None and at >= attempt.sent_at + HAND_OVER_LEASE * attempt.lease_seconds:
                 self._hand_over(attempt, peer)
@@ -118,6 +121,8 @@ class Session:
                 self.halt(attempt, "lost")
             elif at >= attempt.timeout_at:
                 attempt.halt("timeout")
+        dues = [attempt.due_at for attempt in self.running.values()]
+        self._due_at = min(dues, default=float("inf"))
 
     def halt(self, attempt: Attempt, reason: Halt) -> None:
         """Ask a running attempt to stop; a lost one is not reported or renewed any more."""
@@ -126,11 +131,19 @@ class Session:
                 del self.running[attempt.id]
             attempt.halt(reason)
 
-    def ended(self, attempt: Attempt, ended: Ended) -> None:
-        """Report how an attempt ended, unless it was lost meanwhile."""
-        if self.running.get(attempt.id) is attempt:
-            del self.running[attempt.id]
-            self.reporter.add(ended)
+    def ended(self, attempts: Iterable[Attempt]) -> None:
+        """Report how those of this session ended that were not lost meanwhile."""
+        running = self.running
+        succeeded: list[str] = []
+        for attempt in attempts:
+            if running.get(attempt.id) is attempt:
+                del running[attempt.id]
+                if attempt.ended is None:
+                    succeeded.append(plain(attempt))
+                else:
+                    kind, item, size = attempt.ended
+                    self.reporter.add(kind, (item,), size)
+        self.reporter.add("succeeded", succeeded, ITEM_BYTES)
 
     async def _post_poll(self, body: bytes, wait: float) -> bytes | None:
         worker_id = await self._worker_id()
@@ -146,20 +159,22 @@ class Session:
         # long before the loop last looked at its sockets.
         since = max(sent_at, self._ticked())
         received_at = now()
+        running, handlers = self.running, self._handlers
         begun: list[Attempt] = []
-        shortest = float("inf")
         for job in answer["jobs"]:
-            attempt = Attempt(job, self, self._handlers.get(job["task"]), since, received_at)
-            before = self.running.get(attempt.id)
+            attempt = Attempt(job, self, handlers.get(job["task"]), since, received_at)
+            before = running.get(attempt.id)
             if before is not None:
                 if before.fencing_token >= attempt.fencing_token:
                     continue
                 self.halt(before, "lost")
-            self.running[attempt.id] = attempt
-            self._slots.take(attempt.queue)
-            shortest = min(shortest, attempt.lease_seconds)
+            running[attempt.id] = attempt
             begun.append(attempt)
         if begun:
+            self._slots.take([attempt.queue for attempt in begun])
+            shortest = min([attempt.lease_seconds for attempt in begun])
+            timeout_at = min([attempt.timeout_at for attempt in begun])
+            self._due_at = min(self._due_at, timeout_at, since + shortest * LEASE_HELD)
             self._keeper.expect(shortest)
             self._begin(begun)
         self._cancel(answer["cancel"])
@@ -187,11 +202,12 @@ class Session:
     async def _report_once(self, body: bytes) -> None:
         worker_id = await self._worker_id()
         try:
-            answer = decode(await self._reports.post(f"/v1/workers/{worker_id}/report", body))
+            text = await self._reports.post(f"/v1/workers/{worker_id}/report", body)
         except NotFound as error:
             self._unknown(error, worker_id)
             raise
-        for result in answer["results"]:
+        answer = decode(text)
+        for result in answer["results"] if b"stale" in text else ():
             if result["status"] == "stale":
                 LOG.warning("job %s: its lease was lost, the outcome counts not", result["job_id"])
         self._directed(answer)
@@ -208,6 +224,7 @@ class Session:
         del self.running[attempt.id]
         attempt.session = peer
         peer.running[attempt.id] = attempt
+        peer._due_at = min(peer._due_at, attempt.due_at)
         peer._keeper.expect(0.0)
 
     def _directed(self, answer: dict[str, Any]) -> None:

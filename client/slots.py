@@ -7,7 +7,8 @@ were busy, is told when one of them is free again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 
 class Slots:
@@ -59,14 +60,15 @@ class Slots:
         self._away.add(session)
         self._release(session)
 
-    def take(self, queue: str) -> None:
-        """A job of the queue has come."""
-        self.free[queue] = self.free.get(queue, 0) - 1
+    def take(self, queues: Iterable[str]) -> None:
+        """Jobs have come, one for each mention of its queue."""
+        for queue, jobs in Counter(queues).items():
+            self.free[queue] = self.free.get(queue, 0) - jobs
 
-    def give(self, queue: str) -> None:
-        """A job of the queue is over."""
-        self.free[queue] += 1
-        if self._tell:
+    def give(self, queues: Iterable[str]) -> None:
+        """Jobs are over, one for each mention of its queue."""
+        for queue, jobs in Counter(queues).items():
+            self.free[queue] += jobs
             self._freed(queue)
 
     def _freed(self, queue: str) -> None:

@@ -95,9 +95,8 @@ def _settle(table: LeaseTable, leases: list[Lease]) -> None:
 
 def _send(table: LeaseTable, leases: list[Lease]) -> None:
     for lease in leases:
-        lease.armed_ms = 0
         table.add(lease)
-        table.send(lease, NOW_MS)
+    table.send(leases, NOW_MS)
 
 
 def test_send(leases: list[Lease], measure: Measure) -> None:

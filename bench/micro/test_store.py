@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tickwheel.core.job import Claim, Claimed, NewJob, Settlement, State, Submission
+from tickwheel.core.job import Claimed, NewJob, Submission, Success, Waiting
 from tickwheel.storage import PostgresStore
 
 from .conftest import Measure, Run
@@ -17,46 +17,34 @@ batches = pytest.mark.parametrize("batch", [10, 100, 1_000])
 
 
 async def _append(store: PostgresStore, jobs: list[NewJob]) -> None:
-    [answer] = await store.append([Submission(tuple(jobs))], NOW_MS)
+    [answer] = await store.append([Submission(jobs)], NOW_MS)
     assert isinstance(answer, list)
 
 
-async def _appended(store: PostgresStore, batch: int) -> list[Claim]:
+async def _appended(store: PostgresStore, batch: int) -> list[Waiting]:
     jobs = new_jobs(batch, 1_000)
     await _append(store, jobs)
-    return [Claim(job.id, job.scheduled_at_ms, job.run_at_ms, 0, "worker-1") for job in jobs]
+    return [job.waiting for job in jobs]
 
 
-async def _claim(store: PostgresStore, claims: list[Claim]) -> list[Claimed]:
-    claimed = [each for each in await store.claim(claims, "bench", NOW_MS) if each is not None]
-    assert len(claimed) == len(claims)
+async def _claim(store: PostgresStore, jobs: list[Waiting]) -> list[Claimed]:
+    rows = await store.claim(jobs, ["worker-1"] * len(jobs), "bench", NOW_MS)
+    claimed = [each for each in rows if each is not None]
+    assert len(claimed) == len(jobs)
     return claimed
 
 
-async def _claimed(store: PostgresStore, batch: int) -> list[Settlement]:
-    claims = await _appended(store, batch)
+async def _claimed(store: PostgresStore, batch: int) -> list[Success]:
+    jobs = await _appended(store, batch)
+    rows = await _claim(store, jobs)
     return [
-        Settlement(
-            id=row.id,
-            scheduled_at_ms=claim.scheduled_at_ms,
-            fencing_token=row.fencing_token,
-            state=State.SUCCEEDED,
-            run_at_ms=claim.run_at_ms,
-            at_ms=NOW_MS + 1_000,
-            attempt=row.attempt,
-            failures=0,
-            lost_leases=0,
-            releases=0,
-            result=None,
-            error=None,
-            reason=None,
-        )
-        for claim, row in zip(claims, await _claim(store, claims), strict=True)
+        Success(job[0], job[1], row.fencing_token, NOW_MS + 1_000, None)
+        for job, row in zip(jobs, rows, strict=True)
     ]
 
 
-async def _settle(store: PostgresStore, settlements: list[Settlement]) -> None:
-    assert all(await store.settle(settlements))
+async def _settle(store: PostgresStore, ends: list[Success]) -> None:
+    assert all(await store.settle(ends))
 
 
 @batches
@@ -69,7 +57,7 @@ def test_append(batch: int, store: PostgresStore, run: Run, measure: Measure) ->
 def test_claim(batch: int, store: PostgresStore, run: Run, measure: Measure) -> None:
     """Claim jobs that were just appended."""
     measure(
-        lambda claims: run(_claim(store, claims)), batch, lambda: (run(_appended(store, batch)),)
+        lambda jobs: run(_claim(store, jobs)), batch, lambda: (run(_appended(store, batch)),)
     )
 
 
@@ -77,7 +65,7 @@ def test_claim(batch: int, store: PostgresStore, run: Run, measure: Measure) -> 
 def test_settle(batch: int, store: PostgresStore, run: Run, measure: Measure) -> None:
     """Settle jobs that were just claimed."""
     measure(
-        lambda settlements: run(_settle(store, settlements)),
+        lambda ends: run(_settle(store, ends)),
         batch,
         lambda: (run(_claimed(store, batch)),),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from fake_scheduler import FakeScheduler
 
 from tickwheel.client import Context, Fatal, Retry, Worker
 from tickwheel.client.outcome import ERROR_BYTES_MAX, LOGGED_CHARS_MAX
+from tickwheel.client.worker import GC_THRESHOLDS
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ async def test_a_raised_error_is_reported_with_its_type_message_and_traceback(
     assert item["error"]["type"] == "KeyError"
     assert "colour" in item["error"]["message"]
     assert "in bad" in item["error"]["traceback"]
-    assert "_execute" not in item["error"]["traceback"]
+    assert "relay.py" not in item["error"]["traceback"]
     assert item["retryable"] is True
     assert "retry_after_seconds" not in item
 
@@ -289,6 +291,27 @@ async def test_a_timeout_cancels_an_async_handler_and_fails_the_attempt(
     assert cancelled == [True]
 
 
+@pytest.mark.parametrize("timeouts", [(0.3, 3_600.0), (3_600.0, 0.3)])
+async def test_every_job_has_its_own_timeout(
+    fake: FakeScheduler, timeouts: tuple[float, float]
+) -> None:
+    worker = Worker(fake.url)
+    begun = asyncio.Event()
+
+    @worker.task
+    async def hang() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with worker:
+        ids = [fake.offer("hang", timeout_seconds=timeouts[0])]
+        await begun.wait()
+        ids.append(fake.offer("hang", timeout_seconds=timeouts[1]))
+        item = await fake.reported("failed", ids[timeouts.index(0.3)])
+        worker.grace_seconds = 0.0
+    assert item["error"]["type"] == "Timeout"
+
+
 async def test_a_timed_out_sync_handler_is_told_and_keeps_its_lease_until_it_ends(
     fake: FakeScheduler,
 ) -> None:
@@ -426,6 +449,22 @@ async def test_a_handler_that_cancels_itself_harms_no_other(fake: FakeScheduler)
     async with worker:
         await fake.until(lambda: set(ids) <= fake.items("succeeded").keys())
     assert fake.items("failed") == {}
+
+
+def test_a_worker_that_has_its_process_to_itself_collects_garbage_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[object] = []
+
+    async def serve() -> None:
+        pass
+
+    worker = Worker("http://127.0.0.1")
+    monkeypatch.setattr(worker, "serve", serve)
+    monkeypatch.setattr(gc, "freeze", lambda: done.append("freeze"))
+    monkeypatch.setattr(gc, "set_threshold", lambda *thresholds: done.append(thresholds))
+    worker.run()
+    assert done == ["freeze", GC_THRESHOLDS]
 
 
 def test_a_worker_refuses_what_can_never_work() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import orjson
@@ -13,23 +15,28 @@ import pytest
 from tickwheel.client import relay, renewal, reporter
 from tickwheel.client.attempt import Attempt
 from tickwheel.client.clock import now
+from tickwheel.client.context import Context
 from tickwheel.client.errors import ClientError, TryLater, Unreachable
+from tickwheel.client.handlers import Handler
 from tickwheel.client.line import Line
-from tickwheel.client.outcome import ITEM_BYTES, Ended
+from tickwheel.client.outcome import ITEM_BYTES, plain
 from tickwheel.client.renewal import Events, Keeper
 from tickwheel.client.session import Session
 from tickwheel.client.slots import Slots
 
 
-def attempt(number: int = 0, lease_seconds: float = 30.0) -> Attempt:
+def attempt(
+    number: int = 0, lease_seconds: float = 30.0, handler: Handler | None = None
+) -> Attempt:
     job = {
         "id": f"job-{number}",
         "queue": "default",
+        "args": {},
         "fencing_token": 1,
         "lease_seconds": lease_seconds,
         "timeout_seconds": 60.0,
     }
-    return Attempt(job, cast(Session, None), None, now(), now())
+    return Attempt(job, cast(Session, None), handler, now(), now())
 
 
 def nothing() -> None:
@@ -41,8 +48,7 @@ def nothing() -> None:
 
 def test_a_session_alone_offers_everything_that_is_free() -> None:
     slots = Slots({"a": 3, "b": 1}, 1)
-    slots.take("b")
-    slots.take("a")
+    slots.take(["b", "a"])
     assert slots.offer("x", nothing) == {"a": 2}
 
 
@@ -57,24 +63,22 @@ def test_an_offer_is_reserved_until_it_is_withdrawn() -> None:
 def test_who_was_offered_nothing_is_told_once_when_a_slot_comes_free() -> None:
     told: list[str] = []
     slots = Slots({"a": 1, "b": 1}, 1)
-    slots.take("a")
+    slots.take(["a"])
     assert slots.offer("x", lambda: told.append("x")) == {"b": 1}
-    slots.give("a")
-    slots.take("a")
-    slots.give("a")
+    slots.give(["a"])
+    slots.take(["a"])
+    slots.give(["a"])
     assert told == ["x"]
 
 
 def test_more_jobs_than_were_offered_close_the_queue_until_they_are_over() -> None:
     told: list[str] = []
     slots = Slots({"a": 1}, 1)
-    for _ in range(3):
-        slots.take("a")
+    slots.take(["a"] * 3)
     assert slots.offer("x", lambda: told.append("x")) == {}
-    slots.give("a")
-    slots.give("a")
+    slots.give(["a", "a"])
     assert told == []
-    slots.give("a")
+    slots.give(["a"])
     assert told == ["x"]
 
 
@@ -91,25 +95,77 @@ def test_a_session_whose_scheduler_is_away_keeps_one_slot_to_ask_with() -> None:
 # The relay.
 
 
+class Run:
+    """A relay whose handlers are all `function`, or none, and what it has settled."""
+
+    def __init__(self, function: Callable[..., Any] | None, jobs: int) -> None:
+        self.settled: list[Attempt] = []
+        self.relay = relay.Relay(ThreadPoolExecutor(1), [], self.settled.extend)
+        handler = None if function is None else Handler("task", function)
+        self.attempts = [attempt(number, handler=handler) for number in range(jobs)]
+        self.relay.push(self.attempts)
+
+    async def end(self) -> None:
+        async with asyncio.timeout(20):
+            while len(self.settled) < len(self.attempts):
+                await asyncio.sleep(0)
+
+
 async def test_handlers_that_never_suspend_share_a_task_and_others_have_their_own() -> None:
     tasks: list[asyncio.Task[Any] | None] = []
     gate = asyncio.Event()
 
-    async def execute(attempt: Attempt) -> None:
+    async def work(ctx: Context) -> None:
         tasks.append(asyncio.current_task())
-        assert attempt.task is asyncio.current_task()
-        if attempt.id in ("job-3", "job-4"):
+        assert run.attempts[len(tasks) - 1].task is asyncio.current_task()
+        if ctx.job_id in ("job-3", "job-4"):
             await gate.wait()
 
-    runners = relay.Relay(execute)
-    runners.push([attempt(number) for number in range(8)])
+    run = Run(work, 8)
     for _ in range(5):
         await asyncio.sleep(0)
     assert len(tasks) == 8
     assert tasks[0] is tasks[1] is tasks[2] is tasks[3]
     assert tasks[4] is not tasks[3]
     assert not {tasks[3], tasks[4]} & set(tasks[5:])
+    assert [one.id for one in run.settled] == [f"job-{n}" for n in (0, 1, 2, 5, 6, 7)]
     gate.set()
+    await run.end()
+    assert [one.ended for one in run.settled] == [None] * 8
+
+
+async def test_what_never_suspends_is_settled_before_the_loop_turns_to_anything_else() -> None:
+    async def work() -> None:
+        pass
+
+    run = Run(work, 100)
+    await asyncio.sleep(0)
+    assert run.settled == run.attempts
+
+
+async def test_a_halt_that_comes_after_the_end_hits_no_other_handler() -> None:
+    async def work(ctx: Context) -> None:
+        if ctx.job_id == "job-1":
+            run.attempts[0].halt("cancelled")
+            await asyncio.sleep(0)
+
+    run = Run(work, 2)
+    await run.end()
+    assert [one.ended for one in run.attempts] == [None, None]
+
+
+async def test_what_is_halted_before_it_begins_does_not_begin() -> None:
+    begun: list[str] = []
+
+    async def work(ctx: Context) -> None:
+        begun.append(ctx.job_id)
+        run.attempts[1].halt("drain")
+
+    run = Run(work, 2)
+    await run.end()
+    assert begun == ["job-0"]
+    assert run.attempts[1].ended is not None
+    assert run.attempts[1].ended.kind == "released"
 
 
 async def test_the_loop_gets_its_turn_between_long_handlers(
@@ -121,21 +177,25 @@ async def test_the_loop_gets_its_turn_between_long_handlers(
     done: list[str] = []
     seen: list[int] = []
 
-    async def execute(attempt: Attempt) -> None:
+    async def work(ctx: Context) -> None:
         nonlocal clock
         clock += 1.0
-        done.append(attempt.id)
+        done.append(ctx.job_id)
 
-    runners = relay.Relay(execute)
-    runners.push([attempt(number) for number in range(12)])
+    run = Run(work, 12)
     while len(done) < 12:
         await asyncio.sleep(0)
         seen.append(len(done))
     assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) == 2
     assert done == [f"job-{number}" for number in range(12)]
+    await run.end()
 
 
 # The reporter.
+
+
+def item(number: int) -> str:
+    return f'{{"job_id":{number}}}'
 
 
 async def test_a_report_is_cut_by_items_and_by_bytes() -> None:
@@ -145,13 +205,61 @@ async def test_a_report_is_cut_by_items_and_by_bytes() -> None:
         bodies.append(orjson.loads(body))
 
     sender = reporter.Reporter(post, lambda task: task.result())
-    for number in range(reporter.ITEMS_MAX + 1):
-        sender.add(Ended("released", {"job_id": number}, ITEM_BYTES))
+    items = [item(number) for number in range(2 * reporter.ITEMS_MAX + 1)]
+    sender.add("released", items[:2], ITEM_BYTES)
+    sender.add("released", items[2:], ITEM_BYTES)
     await sender.flush()
-    for _ in range(5):
-        sender.add(Ended("released", {"job_id": 0}, reporter.BYTES_MAX // 2))
+    assert [i["job_id"] for body in bodies for i in body["released"]] == list(range(len(items)))
+    for number in range(5):
+        sender.add("released", [item(number)], reporter.BYTES_MAX // 2)
     await sender.flush()
-    assert [len(body["released"]) for body in bodies] == [reporter.ITEMS_MAX, 1, 2, 2, 1]
+    lengths = [len(body["released"]) for body in bodies]
+    assert lengths == [reporter.ITEMS_MAX, reporter.ITEMS_MAX, 1, 2, 2, 1]
+    assert sender.unanswered == 0
+
+
+async def test_a_report_names_only_what_there_is() -> None:
+    bodies: list[bytes] = []
+
+    async def post(body: bytes) -> None:
+        bodies.append(body)
+
+    sender = reporter.Reporter(post, lambda task: task.result())
+    sender.add("succeeded", [], ITEM_BYTES)
+    await sender.flush()
+    assert bodies == []
+    sender.add("succeeded", [plain(attempt(1)), plain(attempt(2))], ITEM_BYTES)
+    await sender.flush()
+    assert bodies == [
+        b'{"succeeded":[{"job_id":"job-1","fencing_token":1},{"job_id":"job-2","fencing_token":1}]}'
+    ]
+
+
+async def test_only_full_reports_go_out_beside_another() -> None:
+    gate = asyncio.Event()
+    counts: list[int] = []
+
+    async def post(body: bytes) -> None:
+        counts.append(body.count(b"job_id"))
+        await gate.wait()
+
+    async def turns() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    sender = reporter.Reporter(post, lambda task: task.result())
+    sender.add("released", [item(0)], ITEM_BYTES)
+    await turns()
+    sender.add("released", [item(1)] * (reporter.ITEMS_MAX - 1), ITEM_BYTES)
+    await turns()
+    assert counts == [1]
+    for _ in range(3):
+        sender.add("released", [item(2)] * reporter.ITEMS_MAX, ITEM_BYTES)
+    await turns()
+    assert counts == [1, *[reporter.ITEMS_MAX] * (reporter.IN_FLIGHT_MAX - 1)]
+    gate.set()
+    await sender.flush()
+    assert sum(counts) == 4 * reporter.ITEMS_MAX
     assert sender.unanswered == 0
 
 
@@ -163,7 +271,7 @@ async def test_reports_that_pile_up_are_waited_for() -> None:
 
     sender = reporter.Reporter(post, lambda task: task.result())
     for number in range(reporter.PENDING_MAX):
-        sender.add(Ended("released", {"job_id": number}, ITEM_BYTES))
+        sender.add("released", [item(number)], ITEM_BYTES)
     waiting = asyncio.create_task(sender.emptied())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -227,7 +335,7 @@ def renewed(line: FakeLine) -> list[str]:
 def test_leases_are_renewed_in_parts_and_count_from_the_sending() -> None:
     running = {f"job-{n}": attempt(n) for n in range(1_500)}
     for one in running.values():
-        one.fence_at = 0.0
+        one.sent_at = 0.0
     line = FakeLine(last=3)
     before = now()
     assert keep(line, running, now()) == []

@@ -129,6 +129,33 @@ async def test_requests_go_over_one_connection() -> None:
     )
 
 
+async def test_as_many_requests_are_under_way_as_there_may_be_connections() -> None:
+    both, go_on = asyncio.Event(), asyncio.Event()
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 2:
+            both.set()
+        while True:
+            try:
+                request = await read(reader)
+            except asyncio.IncompleteReadError:
+                return
+            await go_on.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + request[-1:])
+
+    async with server(serve) as url:
+        line = Pipe(url, None, connections=2)
+        posts = [asyncio.create_task(line.post("/v1/x", b"%d" % n)) for n in range(6)]
+        await both.wait()
+        go_on.set()
+        assert await asyncio.gather(*posts) == [b"%d" % n for n in range(6)]
+        line.close()
+    assert connections == 2
+
+
 @pytest.mark.parametrize("answer", [TO_THE_END, PLAIN])
 async def test_a_closed_connection_is_opened_again(answer: bytes) -> None:
     connections = 0
@@ -150,7 +177,7 @@ async def test_a_closed_connection_is_opened_again(answer: bytes) -> None:
             await closed.wait()
             closed.clear()
             async with asyncio.timeout(20):
-                while line._connection is not None and line._connection.usable:
+                while any(connection.usable for connection in line._idle):
                     await turn()
         line.close()
     assert connections == 3

@@ -99,6 +99,19 @@ async def test_a_stale_renewal_stops_the_handler_and_nothing_is_reported(
     assert job_id not in _ended(fake)
 
 
+async def test_an_outcome_that_comes_too_late_is_told_in_the_log(
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(fake.url)
+    async with worker:
+        fake.stale.add("late")
+        _quick(worker, fake)
+        fake.offer("quick", id="late")
+        await fake.reported("succeeded", "late")
+    lost = [r.getMessage() for r in caplog.records if "its lease was lost" in r.getMessage()]
+    assert lost == ["job late: its lease was lost, the outcome counts not"]
+
+
 @pytest.mark.parametrize("lease_seconds", [30.0, 1.0])  # by the poll's answer, or a renewal's
 async def test_a_cancelled_job_is_stopped_and_fails_for_good(
     fake: FakeScheduler, lease_seconds: float
@@ -397,6 +410,19 @@ async def test_when_a_scheduler_dies_another_is_told_of_its_leases(fake: FakeSch
             waiting.go_on.set()
             await other.reported("succeeded", job_id)
         assert not waiting.cancelled.is_set()
+
+
+async def test_a_job_that_was_handed_over_times_out_all_the_same(fake: FakeScheduler) -> None:
+    with FakeScheduler() as other:
+        worker = Worker([fake.url, other.url], queues={"default": 10})
+        waiting = Waiting(worker)
+        async with worker:
+            await other.until(lambda: other.asked("poll"))
+            job_id = fake.offer("wait", lease_seconds=1.0, timeout_seconds=1.5)
+            await waiting.started.wait()
+            fake.refuse("report", 503, "unavailable", times=1_000)
+            item = await other.reported("failed", job_id)
+    assert item["error"]["type"] == "Timeout"
 
 
 async def test_what_another_scheduler_has_handed_out_again_is_not_taken_back(
