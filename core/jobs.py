@@ -11,6 +11,7 @@ import builtins
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from .batch import GroupCommit
 from .dispatcher import Dispatcher
@@ -36,6 +37,7 @@ from .queue import Queue
 from .settler import Settler
 
 _WAIT_POLL_MS = 1_000
+_new_job = partial(tuple.__new__, NewJob)
 BATCH_MAX = 1_000
 
 
@@ -179,54 +181,45 @@ class Jobs:
         now_ms = kernel.clock.now_ms()
         own = kernel.residents.numbers or range(kernel.shard_count)
         shard = own[int(len(own) * kernel.rng.random())]
-        expires_ms = now_ms + kernel.settings.idempotency_ttl_ms
         rows: builtins.list[NewJob] = []
         keys: dict[int, IdempotencyKey] = {}
-        queues: dict[str, Queue] = {}
-        due: dict[str, int] = {}
-        place, head = (-1, -1), ""
+        due: builtins.list[str] = []
+        queue = kernel.queues.get(specs[0].queue)
+        head, head_of, head_at = "", -1, -1
         for index, (spec, tail) in enumerate(
             zip(specs, tails(len(specs), kernel.rng), strict=True)
         ):
-            queue = queues.get(spec.queue)
-            if queue is None:
-                queue = queues[spec.queue] = kernel.queues.get(spec.queue)
+            name, run_at_ms, home, expires_at_ms = spec.queue, now_ms, shard, None
+            if name != queue.name:
+                queue = kernel.queues.get(name)
             priority = queue.priority if spec.priority is None else spec.priority
             if not queue.priorities >> priority & 1:
-                queue = queues[spec.queue] = await kernel.queues.touch(spec.queue, priority)
-            run_at_ms = now_ms
+                queue = await kernel.queues.touch(name, priority)
             if spec.run_at_ms is not None or spec.delay_ms is not None:
                 run_at_ms = self._run_at(spec, index, now_ms)
             if run_at_ms == now_ms:
-                due[spec.queue] = due.get(spec.queue, 0) + 1
-            key, home = spec.idempotency_key, shard
-            if key is not None:
-                home = shard_for(f"{spec.queue}/{key}", kernel.shard_count)
-                keys[index] = IdempotencyKey(key, spec.body_hash, expires_ms)
-            if place != (run_at_ms, home):
-                place = (run_at_ms, home)
-                head = id_head(run_at_ms, home)
-            rows.append(
-                NewJob(
-                    head + tail,
-                    run_at_ms,
-                    run_at_ms,
-                    now_ms,
-                    None if spec.start_deadline_ms is None else run_at_ms + spec.start_deadline_ms,
-                    home,
-                    priority,
-                    queue.max_attempts if spec.max_attempts is None else spec.max_attempts,
-                    spec.queue,
-                    spec.task,
-                    spec.args,
-                    None if spec.options is NO_OPTIONS else spec.options.encode(),
-                    spec.tags or None,
-                    None,
-                    None,
+                due.append(name)
+            if spec.start_deadline_ms is not None:
+                expires_at_ms = run_at_ms + spec.start_deadline_ms
+            if spec.idempotency_key is not None:
+                home = shard_for(f"{name}/{spec.idempotency_key}", kernel.shard_count)
+                keys[index] = IdempotencyKey(
+                    spec.idempotency_key,
+                    spec.body_hash,
+                    now_ms + kernel.settings.idempotency_ttl_ms,
                 )
+            if run_at_ms != head_at or home != head_of:
+                head, head_of, head_at = id_head(run_at_ms, home), home, run_at_ms
+            row = (
+                *(head + tail, run_at_ms, run_at_ms, now_ms, expires_at_ms, home, priority),
+                queue.max_attempts if spec.max_attempts is None else spec.max_attempts,
+                *(name, spec.task, spec.args),
+                None if spec.options is NO_OPTIONS else spec.options.encode(),
+                *(spec.tags or None, None, None),
             )
-        for name, count in due.items():
-            self._check_depth(queues[name], count)
+            rows.append(_new_job(row))
+        for name, count in Counter(due).items():
+            self._check_depth(kernel.queues.get(name), count)
         return Submission(rows, [keys.get(place) for place in range(len(rows))] if keys else ())
 
     def _run_at(self, spec: JobSpec, index: int, now_ms: int) -> int:

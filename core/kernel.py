@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -121,15 +121,14 @@ class Kernel:
         """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
         return True
 
-    def forget_leases(self, leases: Iterable[Lease]) -> None:
+    def forget_leases(self, leases: Sequence[Lease]) -> None:
         """Drop leases from memory, wherever they are."""
-        find, remove = self.sessions.find, self.leases.remove
+        self.leases.remove(leases)
         worker_id, session = "", None
         for lease in leases:
-            remove(lease)
             if lease.worker_id != worker_id:
                 worker_id = lease.worker_id
-                session = find(worker_id)
+                session = self.sessions.find(worker_id)
             if session is not None and session.leases.get(lease.id) is lease:
                 del session.leases[lease.id]
                 if not lease.sent_ms:

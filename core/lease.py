@@ -162,7 +162,7 @@ class LeaseTable:
         """Keep a new lease; one that the job had before is void."""
         before = self.by_id.get(lease.id)
         if before is not None:
-            self.remove(before)
+            self.remove([before])
         self.by_id[lease.id] = lease
         self.running[lease.queue] += 1
 
@@ -192,18 +192,26 @@ class LeaseTable:
         """Set the deadline and see to it that the lease is looked at then."""
         lease.deadline_ms = deadline_ms
         if self.by_id.get(lease.id) is lease:
-            self._disarm(lease)
+            self.remove([lease])
+            self.add(lease)
             lease.flight = self._arm(deadline_ms)
             lease.flight.leases[lease.id] = lease
 
-    def remove(self, lease: Lease) -> None:
-        """Forget the lease, if it is still the job's."""
-        job_id = lease.id
-        if self.by_id.get(job_id) is lease:
-            del self.by_id[job_id]
-            self.running[lease.queue] -= 1
-            if lease.flight is not None:
-                self._disarm(lease)
+    def remove(self, leases: Iterable[Lease]) -> None:
+        """Forget leases, those that still are their job's."""
+        by_id, running = self.by_id, self.running
+        for lease in leases:
+            job_id = lease.id
+            if by_id.get(job_id) is not lease:
+                continue
+            del by_id[job_id]
+            running[lease.queue] -= 1
+            flight = lease.flight
+            if flight is not None:
+                lease.flight = None
+                del flight.leases[job_id]
+                if not flight.leases:
+                    self._deadlines.cancel(flight, flight.due_ms)
 
     def expired(self, now_monotonic_ms: int) -> list[Lease]:
         """Return the leases whose deadline has passed and whose end is not being written.
@@ -235,10 +243,3 @@ class LeaseTable:
         flight = Flight(max(due_ms, self._deadlines.now + 1))
         self._deadlines.insert(flight, flight.due_ms)
         return flight
-
-    def _disarm(self, lease: Lease) -> None:
-        flight, lease.flight = lease.flight, None
-        if flight is not None:
-            del flight.leases[lease.id]
-            if not flight.leases:
-                self._deadlines.cancel(flight, flight.due_ms)

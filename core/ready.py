@@ -12,7 +12,7 @@ object. `depth` counts the live ones; when the dead outnumber them the FIFO is r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .job import Waiting, lane_parts
 
@@ -45,6 +45,12 @@ class ReadyLanes:
         lane = self._lanes.get(name) or self._add(name)
         lane.jobs.append(job)
         lane.depth += 1
+
+    def push_all(self, name: str, jobs: Sequence[Waiting]) -> None:
+        """Append jobs of one lane that their shard knows."""
+        lane = self._lanes.get(name) or self._add(name)
+        lane.jobs.extend(jobs)
+        lane.depth += len(jobs)
 
     def struck(self, lane_name: str) -> None:
         """Note that a job of the lane has become void without being taken."""

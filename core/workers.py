@@ -164,43 +164,45 @@ class Workers:
         self, session: WorkerSession, items: Sequence[ReportItem]
     ) -> builtins.list[tuple[str, Status]]:
         kernel = self._kernel
+        mine = session.leases
+        looked: builtins.list[Lease | Status] = []
+        for job_id, token, outcome in items:
+            known = mine.get(job_id)
+            if known is None or known.fencing_token != token or known.settling is not None:
+                found = await self._find(session, job_id, token, outcome)
+                looked.append(found.lease or found.status)
+            else:
+                looked.append(known)
+        # From here on nothing is awaited until all are marked: nobody settles them beside us.
         now_ms = kernel.clock.now_ms()
         results: builtins.list[tuple[str, Status]] = []
-        leases: builtins.list[Lease] = []
+        leases: dict[int, Lease] = {}
         ends: builtins.list[End] = []
-        places: builtins.list[int] = []
-        mine = session.leases
-        taken: set[str] = set()
-        for place, (job_id, token, outcome) in enumerate(items):
-            lease = mine.get(job_id)
-            if lease is None or lease.fencing_token != token or lease.settling is not None:
-                found = await self._find(session, job_id, token, outcome)
-                lease = found.lease
-                if lease is None:
-                    results.append((job_id, found.status))
-                    continue
-            if lease.id in taken:
+        taken: set[Lease] = set()
+        for place, ((job_id, token, outcome), lease) in enumerate(zip(items, looked, strict=True)):
+            if isinstance(lease, str):
+                results.append((job_id, lease))
+            elif lease.settling is not None or lease in taken:
                 results.append((job_id, "duplicate"))
-                continue
-            taken.add(lease.id)
-            leases.append(lease)
-            if outcome.kind == "succeeded":
-                ends.append(Success(lease.id, lease.job[1], token, now_ms, outcome.result))
             else:
-                ends.append(settle_outcome(lease, outcome, now_ms, kernel.rng))
-            places.append(place)
-            results.append((job_id, "ok"))
+                taken.add(lease)
+                leases[place] = lease
+                results.append((job_id, "ok"))
+                if outcome.kind == "succeeded":
+                    ends.append(Success(lease.id, lease.job[1], token, now_ms, outcome.result))
+                else:
+                    ends.append(settle_outcome(lease, outcome, now_ms, kernel.rng))
         if leases:
             # Shielded: what a caller that hangs up has reported is settled all the same.
             try:
-                flags = await asyncio.shield(self._settler.settle(leases, ends))
+                flags = await asyncio.shield(self._settler.settle(list(leases.values()), ends))
             except Unavailable:
                 # The worker is alive and will repeat: its leases shall not run out over it.
-                for lease in leases:
+                for lease in leases.values():
                     kernel.leases.renew(lease, kernel.clock.monotonic_ms())
                 raise
             if not all(flags):
-                for place, applied in zip(places, flags, strict=True):
+                for place, applied in zip(leases, flags, strict=True):
                     if not applied:
                         results[place] = (results[place][0], "stale")
         stale = sum(1 for _, status in results if status == "stale")

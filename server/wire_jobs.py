@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import orjson
 
-from tickwheel.core.errors import InvalidRequest
+from tickwheel.core.errors import InvalidRequest, TickwheelError
 from tickwheel.core.job import (
     NO_OPTIONS,
     Appended,
@@ -133,6 +133,8 @@ _ONE = msgspec.json.Decoder(JobRequest)
 _BATCH = msgspec.json.Decoder(BatchRequest)
 _USUAL_ONE = msgspec.json.Decoder(UsualRequest)
 _USUAL_BATCH = msgspec.json.Decoder(UsualBatch)
+_UNUSUAL = (msgspec.ValidationError, TickwheelError)
+"""Says more than the usual, or something wrong: then the full form is what tells it."""
 
 
 def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
@@ -144,18 +146,20 @@ def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     if not (isinstance(parsed, dict) and "jobs" in parsed):
         try:
             return [_spec(_USUAL_ONE.decode(body))], True
-        except msgspec.ValidationError:
+        except _UNUSUAL:
             return [_spec(_ONE.decode(body))], True
     count = len(parsed["jobs"]) if isinstance(parsed["jobs"], list) else 1
     if count > BATCH_MAX:
         raise TooLarge(f"over {BATCH_MAX} jobs in a batch", code="batch_too_large")
     if not count:
         raise InvalidRequest("no jobs in the batch", pointer="/jobs")
-    requests: Sequence[UsualRequest | JobRequest]
     try:
-        requests = _USUAL_BATCH.decode(body).jobs
-    except msgspec.ValidationError:
-        requests = _BATCH.decode(body).jobs
+        return _specs(_USUAL_BATCH.decode(body).jobs), False
+    except _UNUSUAL:
+        return _specs(_BATCH.decode(body).jobs), False
+
+
+def _specs(requests: Sequence[UsualRequest | JobRequest]) -> list[JobSpec]:
     specs: list[JobSpec] = []
     try:
         for request in requests:
@@ -163,7 +167,7 @@ def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     except (InvalidRequest, TooLarge) as error:
         error.pointer = f"/jobs/{len(specs)}{error.pointer}"
         raise
-    return specs, False
+    return specs
 
 
 def _spec(request: UsualRequest | JobRequest) -> JobSpec:

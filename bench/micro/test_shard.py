@@ -90,7 +90,7 @@ def leases(hand: Hand, run: Run) -> list[Lease]:
 
 def _settle(table: LeaseTable, leases: list[Lease]) -> None:
     for lease in leases:
-        table.remove(lease)
+        table.remove([lease])
 
 
 def _send(table: LeaseTable, leases: list[Lease]) -> None:

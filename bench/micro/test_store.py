@@ -56,9 +56,7 @@ def test_append(batch: int, store: PostgresStore, run: Run, measure: Measure) ->
 @batches
 def test_claim(batch: int, store: PostgresStore, run: Run, measure: Measure) -> None:
     """Claim jobs that were just appended."""
-    measure(
-        lambda jobs: run(_claim(store, jobs)), batch, lambda: (run(_appended(store, batch)),)
-    )
+    measure(lambda jobs: run(_claim(store, jobs)), batch, lambda: (run(_appended(store, batch)),))
 
 
 @batches

@@ -35,9 +35,11 @@ def bounds(scheduler: Scheduler, trace: Trace) -> None:
     """Judge what the scheduler holds in memory right now."""
     kernel = scheduler._kernel
     residents, leases = kernel.residents, kernel.leases
-    waiting = sum(len(shard.waiting) for shard in residents.shards.values())
-    if waiting != residents.total:
-        trace.violate("memory", f"{waiting} jobs wait and {residents.total} are counted")
+    asleep = sum(len(shard._wheel) for shard in residents.shards.values())
+    ready = sum(residents.ready.depth(queue) for queue in residents.ready.queues())
+    places = asleep + len(residents.parked) + ready
+    if places != residents.total:
+        trace.violate("memory", f"{residents.total} jobs wait in {places} places")
     lanes: Counter[str] = Counter(
         job[4] for shard in residents.shards.values() for job in shard.waiting.values()
     )

@@ -124,8 +124,10 @@ class Ledger:
         violate, key, now_ms = self._trace.violate, (lease.id, lease.fencing_token), self._now_ms()
         self._trace.note(f"send {lease.id[-6:]} {lease.fencing_token & 0xFFFF} {worker_id[:4]}")
         start, row = self._rows.starts.get(key), self._rows.job(lease.id)
-        if start is None or start.attempt != lease.attempt or start.worker_id != worker_id:
-            violate("I7", f"{key} is sent to {worker_id} as {lease.attempt}, claimed as {start}")
+        if start is None or start.attempt != lease.row.attempt or start.worker_id != worker_id:
+            violate(
+                "I7", f"{key} is sent to {worker_id} as {lease.row.attempt}, claimed as {start}"
+            )
             return
         if row is None or row.state is not State.RUNNING or row.fencing_token != key[1]:
             violate("I7", f"{key} is sent to {worker_id} while its row is {row}")

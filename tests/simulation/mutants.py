@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from tickwheel.core.job import Claim, Claimed, Ending, Job, NewJob, Settlement, State
+from tickwheel.core.job import (
+    Claimed,
+    Ending,
+    Job,
+    NewJob,
+    Settlement,
+    State,
+    Success,
+    Waiting,
+)
 from tickwheel.core.ports import NewTick
 from tickwheel.core.queue import Queue
 from tickwheel.core.schedule import Schedule
@@ -13,7 +23,19 @@ from tickwheel.storage import MemoryStore
 from tickwheel.storage.memory_tables import KeyRow, Tables
 
 
+class SucceedsTwice(MemoryStore):
+    def _succeed(self, success: Success, at_ms: int) -> bool:
+        job = self._tables.jobs[success.id]
+        if job.fencing_token == success.fencing_token and job.state is State.DEAD:
+            job.state = State.RUNNING
+        return super()._succeed(success, at_ms)
+
+
 class SettlesUnderAnyToken(MemoryStore):
+    def _succeed(self, success: Success, at_ms: int) -> bool:
+        token = self._tables.jobs[success.id].fencing_token
+        return super()._succeed(success._replace(fencing_token=token), at_ms)
+
     def _settle(self, settlement: Settlement) -> bool:
         token = self._tables.jobs[settlement.id].fencing_token
         return super()._settle(settlement._replace(fencing_token=token))
@@ -28,10 +50,8 @@ class SettlesTwice(MemoryStore):
 
 
 class SettlesOnlyInItsAnswer(MemoryStore):
-    def _settle(self, settlement: Settlement) -> bool:
-        if settlement.state is State.SUCCEEDED:
-            return True
-        return super()._settle(settlement)
+    def _succeed(self, success: Success, at_ms: int) -> bool:
+        return True
 
 
 class BuriesWithoutALetter(MemoryStore):
@@ -42,26 +62,26 @@ class BuriesWithoutALetter(MemoryStore):
 
 
 class ClaimsWhatHasMoved(MemoryStore):
-    def _seen_waiting(self, seen: Claim | Ending) -> Job | None:
-        job = self._tables.jobs.get(seen.id)
+    def _seen_waiting(self, seen: Waiting | Ending) -> Job | None:
+        job = self._tables.jobs.get(seen[0])
         return job if job is not None and job.state is State.SCHEDULED else None
 
 
 class ClaimsUnderTheSameToken(MemoryStore):
-    def _claim(self, claim: Claim, owner: str, now_ms: int) -> Claimed | None:
-        claimed = super()._claim(claim, owner, now_ms)
+    def _claim(self, place: int, seen: Waiting, *by: Any) -> Claimed | None:
+        claimed = super()._claim(place, seen, *by)
         if claimed is None:
             return None
-        token = self._tables.jobs[claim.id].fencing_token = max(claim.fencing_token, 1)
+        token = self._tables.jobs[seen[0]].fencing_token = max(seen[3], 1)
         return claimed._replace(fencing_token=token)
 
 
 class ClaimsOnlyInItsAnswer(MemoryStore):
-    def _claim(self, claim: Claim, owner: str, now_ms: int) -> Claimed | None:
-        before = self._tables.snapshot(claim.id)
-        claimed = super()._claim(claim, owner, now_ms)
+    def _claim(self, place: int, seen: Waiting, *by: Any) -> Claimed | None:
+        before = self._tables.snapshot(seen[0])
+        claimed = super()._claim(place, seen, *by)
         if before is not None:
-            self._tables.jobs[claim.id] = before
+            self._tables.jobs[seen[0]] = before
         return claimed
 
 

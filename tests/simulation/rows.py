@@ -114,7 +114,7 @@ class Rows:
 
     def _touched(self, name: str, arguments: list[Any]) -> Iterable[str]:
         if name in ("claim", "settle", "end_waiting"):
-            return [each.id for each in arguments[0]]
+            return [each[0] for each in arguments[0]]
         if name in ("cancel", "reschedule"):
             return [arguments[0]]
         if name == "append":

@@ -14,6 +14,7 @@ from tickwheel.core.dispatcher import Dispatcher
 from tickwheel.core.kernel import QueueBook
 from tickwheel.core.loader import Loader
 from tickwheel.core.queue import Queue
+from tickwheel.core.ready import ReadyLanes
 from tickwheel.core.residents import Residents
 from tickwheel.core.sessions import WorkerSession
 from tickwheel.core.settler import Settler
@@ -51,6 +52,7 @@ def caught(store: type[MemoryStore] = MemoryStore, shape: Shape = _BUSY) -> str:
 @pytest.mark.parametrize(
     ("store", "invariants"),
     [
+        (mutants.SucceedsTwice, "I9"),
         (mutants.SettlesUnderAnyToken, "I6"),
         (mutants.SettlesTwice, "I9"),
         (mutants.SettlesOnlyInItsAnswer, "I6"),
@@ -129,10 +131,16 @@ def test_jobs_that_are_counted_wrong_in_memory_are_caught(monkeypatch: pytest.Mo
 
     def forgetful(self: Residents, queue: str, count: int) -> list[object]:
         jobs = take(self, queue, count)
-        self.total += len(jobs[:1])
+        for job in jobs[:1]:
+            self.lanes[job[4]].resident += 1
         return list(jobs)
 
     monkeypatch.setattr(Residents, "take", forgetful)
+    assert caught() == "memory"
+
+
+def test_ready_jobs_that_are_counted_wrong_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReadyLanes, "struck", lambda *_: None)
     assert caught() == "memory"
 
 

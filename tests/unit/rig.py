@@ -23,6 +23,8 @@ from tickwheel.core.protocol import (
     ReportItem,
     RunningItem,
 )
+from tickwheel.core.queue import Queue
+from tickwheel.core.terms import Terms, TermsBook
 from tickwheel.core.testing import VirtualClock
 from tickwheel.storage import MemoryStore
 
@@ -73,6 +75,10 @@ class Faulty:
 
 def store_of(clock: VirtualClock, shards: int = 4) -> MemoryStore:
     return MemoryStore(shards, clock=clock)
+
+
+def terms_of(queue: Queue, options: bytes | None = None) -> Terms:
+    return TermsBook(Settings()).of(queue, options)
 
 
 def faulty(clock: VirtualClock, shards: int = 4) -> Faulty:
@@ -180,7 +186,9 @@ def books_balance(scheduler: Scheduler) -> None:
     kernel = scheduler._kernel
     residents = kernel.residents
     waiting = [job for shard in residents.shards.values() for job in shard.waiting.values()]
-    assert residents.total == len(waiting)
+    asleep = sum(len(shard._wheel) for shard in residents.shards.values())
+    ready = sum(residents.ready.depth(queue) for queue in residents.ready.queues())
+    assert asleep + len(residents.parked) + ready == len(waiting)
     lanes = Counter(job[4] for job in waiting)
     assert {lane.name: lane.resident for lane in residents.lanes.values() if lane.resident} == lanes
     assert +kernel.leases.running == Counter(lease.queue for lease in kernel.leases.all())

@@ -38,7 +38,7 @@ def test_a_redriven_job_is_a_new_one_with_a_fresh_budget() -> None:
             hand = await Hand(scheduler).join()
             [lease] = await hand.poll()
             job = await scheduler.jobs.get(new)
-            assert (lease.id, lease.attempt, lease.timeout_ms) == (new, 1, 9_000)
+            assert (lease.id, lease.row.attempt, lease.terms.timeout_ms) == (new, 1, 9_000)
             assert (job.redriven_from, job.args, job.tags, job.priority) == (
                 dead, b'{"x":1}', ("a",), 2
             )  # fmt: skip

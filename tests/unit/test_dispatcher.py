@@ -17,10 +17,11 @@ from unit.rig import (
     states,
     store_of,
     submit,
+    terms_of,
     until,
 )
 
-from tickwheel.core import JobOptions, Queue, Scheduler
+from tickwheel.core import JobOptions, JobSpec, Queue, Scheduler
 from tickwheel.core.job import Claimed, State, Waiting
 from tickwheel.core.lease import Lease
 from tickwheel.core.protocol import Outcome
@@ -122,7 +123,7 @@ def test_a_clock_set_back_fires_nothing_early_and_gives_back_what_was_held() -> 
             assert min(hand.lags) == 0
             assert clock.now_ms() == due_ms
             assert {lease.id for lease in hand.sent} == set(ids)
-            assert {lease.attempt for lease in hand.sent} == {1}
+            assert {lease.row.attempt for lease in hand.sent} == {1}
 
     run(scenario)
 
@@ -175,7 +176,7 @@ def test_jobs_held_for_a_worker_that_hangs_up_go_to_another_in_time_and_uncharge
             assert len(scheduler._kernel.leases) == 4
             gone.cancel()
             leases = await second.poll(1_000)
-            assert [(lease.attempt, lease.releases) for lease in leases] == [(1, 0)] * 4
+            assert [(lease.row.attempt, lease.row.releases) for lease in leases] == [(1, 0)] * 4
             assert max(second.lags) <= 1
             books_balance(scheduler)
 
@@ -239,7 +240,7 @@ def test_priorities_go_before_age_and_slots_bound_each_queue() -> None:
             await asyncio.sleep(1)
             hand = await Hand(scheduler, {"default": 6, "slow": 2}).join()
             leases = await hand.poll(1_000)
-            assert [lease.lane for lease in leases if lease.queue == "default"] == [
+            assert [lease.job[4] for lease in leases if lease.queue == "default"] == [
                 *["0/default"] * 5,
                 "9/default",
             ]
@@ -257,7 +258,7 @@ def test_a_lease_that_runs_out_goes_to_another_worker_under_a_new_token() -> Non
             [second] = await hand.poll(30_000) or await hand.poll(30_000)
             assert clock.monotonic_ms() >= 30_000
             assert second.fencing_token > first.fencing_token
-            assert (second.attempt, second.lost_leases) == (2, 1)
+            assert (second.row.attempt, second.row.lost_leases) == (2, 1)
             assert (await silent.report(first)).results == [(first.id, "stale")]
             assert (await hand.report(second)).results == [(second.id, "ok")]
 
@@ -330,7 +331,50 @@ def test_a_retry_waits_its_delay_and_goes_out_again() -> None:
             while not leases:
                 leases = await hand.poll(30_000)
             assert clock.monotonic_ms() == 90_000
-            assert (leases[0].attempt, leases[0].failures) == (2, 1)
+            assert (leases[0].row.attempt, leases[0].row.failures) == (2, 1)
+
+    run(scenario)
+
+
+def test_each_job_of_a_claim_runs_under_its_own_queue_and_options() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            await scheduler.queues.put(Queue("b", lease_ms=7_000))
+            specs = [
+                JobSpec("t", queue="ab"[n % 2], options=JobOptions(timeout_ms=1_000 + n // 4))
+                for n in range(12)
+            ]
+            wanted = {
+                appended.id: (spec.queue, spec.options.timeout_ms)
+                for spec, appended in zip(specs, await scheduler.jobs.submit(specs), strict=True)
+            }
+            hand = await Hand(scheduler, {"a": 20, "b": 20}).join()
+            leases = await hand.poll()
+            assert {lease.id: (lease.queue, lease.terms.timeout_ms) for lease in leases} == wanted
+            assert {lease.terms.lease_ms for lease in leases if lease.queue == "b"} == {7_000}
+            await hand.report(*leases)
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_claim_of_a_job_that_is_leased_here_makes_the_older_lease_void() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [old] = await hand.poll()
+            session = scheduler._kernel.sessions.find(hand.worker_id)
+            assert session is not None
+            row = old.row._replace(fencing_token=old.fencing_token + 1)
+            session.reserved["default"] += 1
+            waiting = old.waiting(old.run_at_ms, 1)
+            scheduler._dispatcher._granted([waiting], [session], [row], True)
+            new = scheduler._kernel.leases.get(old.id)
+            assert new is not None
+            assert new.fencing_token == old.fencing_token + 1
+            assert (old.flight, len(scheduler._kernel.leases._deadlines)) == (None, 0)
+            books_balance(scheduler)
 
     run(scenario)
 
@@ -341,9 +385,9 @@ async def test_one_session_that_is_early_is_looked_at_again_whatever_the_next_on
     now_ms = clock.now_ms()
     for run_at_ms, slots in ((now_ms + 5, 1), (now_ms, 0)):
         session = await scheduler.workers.register("w", {"default": 1}, [])
-        seen: Waiting = (str(run_at_ms), run_at_ms, run_at_ms, 0, "5/default", 0, None)
-        row = Claimed(seen[0], 1, "t", b"", None, 1, 0, 0, 0, 5)
-        lease = Lease(seen, row, b"", session.worker_id, Queue("default"), scheduler.settings, 0)
+        seen: Waiting = (str(run_at_ms), run_at_ms, run_at_ms, 0, "5/default", 0, None, 0)
+        row = Claimed(0, 1, "t", b"", None, 1, 0, 0, 0, 5)
+        lease = Lease(seen, row, terms_of(Queue("default")), session.worker_id, 0)
         session.leases[lease.id] = session.outbox[lease.id] = lease
         session.poll = Poll(1, {"default": slots})
         scheduler._dispatcher.mark_deliverable(session)

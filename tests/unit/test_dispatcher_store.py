@@ -54,7 +54,7 @@ def test_a_job_that_is_being_given_back_is_not_sent() -> None:
             await pausing
             await scheduler.queues.resume("default")
             [lease] = await hand.poll(1_000)
-            assert (lease.attempt, lease.releases) == (1, 0)
+            assert (lease.row.attempt, lease.row.releases) == (1, 0)
 
     run(scenario)
 
@@ -75,7 +75,7 @@ def test_a_job_whose_return_could_not_be_written_is_not_sent_either(failure: str
             assert await hand.poll(100) == []
             store.down, store.lost = False, set()
             [lease] = await hand.poll(5_000)
-            assert (lease.attempt, lease.lost_leases, lease.releases) == (1, 0, 0)
+            assert (lease.row.attempt, lease.row.lost_leases, lease.row.releases) == (1, 0, 0)
             books_balance(scheduler)
 
     run(scenario)
@@ -102,7 +102,7 @@ def test_without_a_store_the_pump_does_not_spin_and_afterwards_loses_nothing() -
             await hand.work(390)
             assert scheduler.not_ready() is None
             assert await states(scheduler) == {State.SUCCEEDED: 400}
-            assert {lease.attempt for lease in hand.sent} == {1}
+            assert {lease.row.attempt for lease in hand.sent} == {1}
             books_balance(scheduler)
 
     run(scenario)
@@ -120,7 +120,7 @@ def test_claims_whose_replies_are_lost_are_found_in_the_rows_and_sent_once() -> 
             store.lost = set()
             leases = await polling
             assert len(leases) == 50
-            assert {(lease.attempt, lease.lost_leases) for lease in leases} == {(1, 0)}
+            assert {(lease.row.attempt, lease.row.lost_leases) for lease in leases} == {(1, 0)}
             assert clock.monotonic_ms() < 6_000
             await hand.report(*leases)
             assert await states(scheduler) == {State.SUCCEEDED: 50}

@@ -66,7 +66,7 @@ def test_one_that_waits_for_a_retry_counts_and_goes_on_itself() -> None:
             await hand.report(first, outcome=Outcome("failed", retry_after_ms=20_000))
             leases = [*await hand.poll(30_000), *await hand.poll(1_000)]
             assert [lease.id for lease in leases] == [first.id]
-            assert leases[0].attempt == 2
+            assert leases[0].row.attempt == 2
             assert clock.now_ms() - START_MS >= 30_000
             assert await counters(scheduler) == (1, 2, 0)
             await hand.report(*leases)

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tickwheel.core.errors import InvalidRequest
-from tickwheel.core.ids import SHARDS_MAX, check, mint, scheduled_at_of, shard_for, shard_of
+from tickwheel.core.ids import (
+    SHARDS_MAX,
+    check,
+    head,
+    mint,
+    scheduled_at_of,
+    shard_for,
+    shard_of,
+    tails,
+)
 
 RNG = random.Random(1)
 
@@ -31,6 +40,35 @@ def test_ids_sort_by_time_whatever_their_shard() -> None:
 
 def test_ids_of_one_instant_and_shard_differ() -> None:
     assert len({mint(5, 5, RNG) for _ in range(10_000)}) == 10_000
+
+
+@given(st.integers(0, 40), st.integers(0, 999), st.integers(0, SHARDS_MAX - 1))
+def test_tails_that_are_drawn_together_make_ids_like_any_other(
+    count: int, seed: int, shard: int
+) -> None:
+    drawn = tails(count, random.Random(seed))
+    assert len(drawn) == len(set(drawn)) == count
+    for tail in drawn:
+        parsed = uuid.UUID(job_id := head(1 << 40, shard) + tail)
+        assert (check(job_id), str(parsed)) == (job_id, job_id)
+        assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
+        assert (scheduled_at_of(job_id), shard_of(job_id)) == (1 << 40, shard)
+
+
+def test_no_random_bit_is_in_two_tails() -> None:
+    class Counting(random.Random):
+        def randbytes(self, n: int) -> bytes:
+            return bytes(range(n))
+
+    assert tails(3, Counting()) == ["8001-020304050607", "8809-0a0b0c0d0e0f", "9011-121314151617"]
+
+
+def test_tails_are_drawn_of_all_62_bits_and_never_twice() -> None:
+    drawn = tails(20_000, RNG) + tails(20_000, RNG)
+    assert len(set(drawn)) == 40_000
+    values = [uuid.UUID(head(0, 0) + tail).int & (1 << 62) - 1 for tail in drawn]
+    for bit in range(62):
+        assert 0.45 < sum(value >> bit & 1 for value in values) / len(values) < 0.55
 
 
 def test_upper_case_is_the_same_id() -> None:

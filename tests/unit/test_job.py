@@ -48,6 +48,6 @@ def test_a_lanes_name_is_its_queue_and_priority(queue: str, priority: int) -> No
 
 def test_the_garbage_collector_does_not_walk_waiting_jobs() -> None:
     number = len(str(object()))
-    waiting: Waiting = (f"id-{number}", number, number, 0, f"5/q{number}", 0, None)
+    waiting: Waiting = (f"id-{number}", number, number, 0, f"5/q{number}", 0, None, number)
     gc.collect()
     assert not gc.is_tracked(waiting)

@@ -29,8 +29,9 @@ from tickwheel.core import (
     QueueFull,
     Unavailable,
 )
-from tickwheel.core.ids import mint
+from tickwheel.core.ids import mint, scheduled_at_of, shard_of
 from tickwheel.core.job import State
+from tickwheel.core.metrics import NoMetrics
 from tickwheel.core.testing import VirtualClock, run
 
 
@@ -246,5 +247,48 @@ def test_progress_is_what_the_worker_last_said() -> None:
             assert scheduler.jobs.progress(job_id) == b"0.5"
             await hand.report(lease)
             assert scheduler.jobs.progress(job_id) is None
+
+    run(scenario)
+
+
+def test_the_ids_of_a_batch_tell_each_jobs_own_time_and_shard() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            specs = [
+                JobSpec(
+                    "t",
+                    delay_ms=1_000 * (n // 3 % 2),
+                    idempotency_key=f"k{n}" if n % 3 else None,
+                    body_hash=b"x",
+                )
+                for n in range(24)
+            ]
+            appended = await scheduler.jobs.submit(specs)
+            rows = [await scheduler.jobs.get(each.id) for each in appended]
+            assert len({row.id for row in rows}) == 24
+            assert len({row.shard for row in rows}) > 1
+            for row, spec in zip(rows, specs, strict=True):
+                assert row.run_at_ms - clock.now_ms() == spec.delay_ms
+                assert (scheduled_at_of(row.id), shard_of(row.id)) == (row.run_at_ms, row.shard)
+
+    run(scenario)
+
+
+def test_a_repeat_is_neither_counted_nor_kept_again() -> None:
+    class Submitted(NoMetrics):
+        jobs = 0
+
+        def submitted(self, queue: str, jobs: int) -> None:
+            self.jobs += jobs
+
+    async def scenario(clock: VirtualClock) -> None:
+        metrics = Submitted()
+        async with scheduler_on(store_of(clock), clock, metrics) as scheduler:
+            keyed = JobSpec("t", delay_ms=60_000, idempotency_key="k", body_hash=b"x")
+            first = await scheduler.jobs.submit([keyed])
+            again = await scheduler.jobs.submit([JobSpec("t"), keyed])
+            assert again[1] == first[0]._replace(deduplicated=True)
+            assert metrics.jobs == 2
+            books_balance(scheduler)
 
     run(scenario)

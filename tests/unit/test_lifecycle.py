@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from unit.rig import terms_of
 
-from tickwheel.core.job import Claimed, JobOptions, Settlement, State, Waiting
+from tickwheel.core.job import Claimed, JobOptions, Settlement, State, Success, Waiting
 from tickwheel.core.lease import Lease
 from tickwheel.core.lifecycle import (
     ENDED,
@@ -23,7 +24,6 @@ from tickwheel.core.lifecycle import (
 from tickwheel.core.protocol import Outcome
 from tickwheel.core.queue import Queue
 from tickwheel.core.retry import RetryPolicy
-from tickwheel.core.settings import Settings
 
 NOW = 1_000_000
 RUN_AT = NOW - 10
@@ -35,9 +35,9 @@ def lease_of(cancel: bool = False, options: JobOptions | None = None, **counters
     row = {"attempt": 1, "failures": 0, "lost_leases": 0, "releases": 0, "max_attempts": 3}
     row |= counters
     document = (options or JobOptions(retry_policy=FIXED)).encode()
-    waiting: Waiting = ("id", RUN_AT, RUN_AT, 0, "5/q", 0, None)
-    claimed = Claimed("id", 7, "t", b"{}", document, **row)
-    lease = Lease(waiting, claimed, b"{}", "w", Queue("q"), Settings(), 0)
+    waiting: Waiting = ("id", RUN_AT, RUN_AT, 0, "5/q", 0, None, 0)
+    claimed = Claimed(0, 7, "t", b"{}", document, **row)
+    lease = Lease(waiting, claimed, terms_of(Queue("q"), document), "w", 0)
     lease.cancel_requested = cancel
     lease.sent_ms = 1
     return lease
@@ -48,13 +48,21 @@ def failed(**fields: Any) -> Outcome:
 
 
 def settled(lease: Lease, outcome: Outcome) -> Settlement:
-    return settle_outcome(lease, outcome, NOW, RNG)
+    end = settle_outcome(lease, outcome, NOW, RNG)
+    assert isinstance(end, Settlement)
+    return end
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_success_names_the_attempt_that_it_ends_though_it_was_asked_to_stop(cancel: bool) -> None:
+    done = settle_outcome(lease_of(cancel), Outcome("succeeded", result=b"1"), NOW, RNG)
+    assert done == Success("id", RUN_AT, 7, NOW, b"1")
 
 
 def test_every_settlement_names_the_attempt_that_it_ends() -> None:
-    done = settled(lease_of(), Outcome("succeeded", result=b"1"))
-    assert (done.id, done.scheduled_at_ms, done.fencing_token, done.at_ms) == ("id", RUN_AT, 7, NOW)
-    assert (done.state, done.result, done.error) == (State.SUCCEEDED, b"1", None)
+    for done in (settled(lease_of(), failed()), settle_lost(lease_of(), NOW)):
+        names = (done.id, done.scheduled_at_ms, done.fencing_token, done.at_ms)
+        assert names == ("id", RUN_AT, 7, NOW)
 
 
 def test_a_failure_waits_for_its_retry() -> None:
@@ -84,6 +92,7 @@ def test_the_worker_may_say_when_to_try_again() -> None:
 def test_a_retry_is_never_before_the_time_that_was_asked_for() -> None:
     lease = lease_of()
     early = settle_outcome(lease, failed(retry_after_ms=0), RUN_AT - 500, RNG)
+    assert isinstance(early, Settlement)
     assert early.run_at_ms == RUN_AT
 
 
@@ -140,10 +149,6 @@ def test_a_job_that_was_asked_to_stop_never_comes_back(
 ) -> None:
     done = end(lease_of(cancel=True))
     assert (done.state, done.reason) == (State.CANCELLED, "cancelled")
-
-
-def test_a_job_that_was_asked_to_stop_may_still_succeed() -> None:
-    assert settled(lease_of(cancel=True), Outcome("succeeded")).state is State.SUCCEEDED
 
 
 def test_terminal_states_absorb_and_the_others_lead_on() -> None:

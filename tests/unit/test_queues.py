@@ -46,10 +46,10 @@ def test_a_queues_defaults_are_what_submissions_that_say_nothing_get() -> None:
             await asyncio.sleep(0.1)
             hand = await Hand(scheduler, {"q": 5}).join()
             one, two = await hand.poll()
-            assert (one.max_attempts, one.lane, one.lease_ms, one.timeout_ms) == (
+            assert (one.row.max_attempts, one.job[4], one.terms.lease_ms, one.terms.timeout_ms) == (
                 2, "1/q", 2_000, 5_000
             )  # fmt: skip
-            assert (two.max_attempts, two.lane) == (9, "8/q")
+            assert (two.row.max_attempts, two.job[4]) == (9, "8/q")
 
     run(scenario)
 

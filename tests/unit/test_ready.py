@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tickwheel.core.job import Waiting
 from tickwheel.core.ready import ReadyLanes
 
 
 def job(name: str, lane: str = "5/q", run_at_ms: int = 1) -> Waiting:
-    return (name, run_at_ms, run_at_ms, 0, lane, 0, None)
+    return (name, run_at_ms, run_at_ms, 0, lane, 0, None, 0)
 
 
 class Lanes(ReadyLanes):
@@ -54,6 +57,59 @@ def test_taking_passes_the_void_without_counting_them() -> None:
     lanes.strike(jobs[0])
     assert lanes.take("q", 1) == [jobs[1]]
     assert lanes.depth("q") == 1
+
+
+def test_a_lane_without_void_jobs_is_taken_in_order_piece_by_piece() -> None:
+    lanes = Lanes()
+    jobs = [job(str(number)) for number in range(10)]
+    for each in jobs:
+        lanes.push(each)
+    assert [lanes.take("q", count) for count in (0, 4, 1, 9)] == [
+        [],
+        jobs[:4],
+        jobs[4:5],
+        jobs[5:],
+    ]
+    assert lanes.depth("q") == 0
+
+
+_ACTS = st.one_of(
+    st.tuples(st.just("push"), st.sampled_from(["0/q", "5/q", "5/other"])),
+    st.tuples(st.just("strike"), st.integers(0, 99)),
+    st.tuples(st.sampled_from(["q", "other"]), st.integers(0, 6)),
+    st.tuples(st.just("look"), st.just("q")),
+)
+
+
+@given(st.lists(_ACTS, max_size=80))
+def test_whatever_is_void_the_live_come_by_priority_and_in_order(
+    acts: list[tuple[str, int | str]],
+) -> None:
+    lanes = Lanes()
+    live: list[Waiting] = []
+    every: list[Waiting] = []
+    for number, (act, what) in enumerate(acts):
+        if act == "push":
+            each = job(str(number), str(what), number)
+            every.append(each)  # so that no other object gets its place in memory
+            live.append(each)
+            lanes.push(each)
+        elif act == "strike":
+            if live:
+                lanes.strike(live.pop(int(what) % len(live)))
+        elif act == "look":
+            queued = [each[2] for each in live if each[4].endswith("/q")]
+            heads = [at for at in queued if at == min(queued)]
+            assert lanes.oldest_run_at_ms("q") == (heads[0] if heads else None)
+        else:
+            mine = sorted((each for each in live if each[4][2:] == act), key=lambda it: it[4])
+            taken = lanes.take(act, int(what))
+            assert taken == mine[: int(what)]
+            # As in a shard: what was taken is current no more.
+            lanes.void.update(map(id, taken))
+            live = [each for each in live if each not in taken]
+        for queue in ("q", "other"):
+            assert lanes.depth(queue) == sum(1 for each in live if each[4][2:] == queue)
 
 
 def test_a_lane_of_void_jobs_does_not_grow() -> None:

@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.rig import terms_of
+from unit.rig_residents import NOW, SHARDS, again, balanced, job, residents_of
 
 from tickwheel.core.ids import mint, shard_of
-from tickwheel.core.job import CURSOR_START, Claimed, Waiting, lane_parts
-from tickwheel.core.lease import Lease, LeaseTable
+from tickwheel.core.job import CURSOR_START, Claimed
+from tickwheel.core.lease import Lease
 from tickwheel.core.queue import Queue
-from tickwheel.core.residents import ID_LAST, Residents
-from tickwheel.core.settings import Settings
-
-NOW = 1_700_000_000_000
-RNG = random.Random(11)
-SHARDS = 4
-
-
-def job(
-    run_at_ms: int, lane: str = "5/q", *, token: int = 0, expires_ms: int = 0, schedule: str = ""
-) -> Waiting:
-    job_id = mint(run_at_ms, RNG.randrange(SHARDS), RNG)
-    return (job_id, run_at_ms, run_at_ms, token, lane, expires_ms, schedule or None)
-
-
-def again(seen: Waiting, *, run_at_ms: int | None = None, token: int | None = None) -> Waiting:
-    """Return another view of the same row."""
-    return (
-        seen[0],
-        seen[1],
-        seen[2] if run_at_ms is None else run_at_ms,
-        seen[3] if token is None else token,
-        seen[4],
-        seen[5],
-        seen[6],
-    )
-
-
-def residents_of(lane: str = "5/q", cursor_ms: int = NOW + 300_000) -> Residents:
-    residents = Residents(LeaseTable(0), NOW)
-    for number in range(SHARDS):
-        residents.own(number, 1, NOW)
-    residents.lane(lane).cursor = (cursor_ms, ID_LAST)
-    return residents
-
-
-def balanced(residents: Residents) -> bool:
-    waiting = [each for shard in residents.shards.values() for each in shard.waiting.values()]
-    lanes = Counter(each[4] for each in waiting)
-    ready = sum(residents.ready.depth(lane_parts(name)[0]) for name in residents.lanes)
-    counted = {lane.name: lane.resident for lane in residents.lanes.values() if lane.resident}
-    return residents.total == len(waiting) and counted == lanes and ready <= len(waiting)
 
 
 def test_a_written_job_is_admitted_below_its_lanes_cursor_alone() -> None:
@@ -92,11 +51,11 @@ def test_a_job_that_is_being_claimed_or_moved_or_is_leased_is_left_alone() -> No
     residents.withheld[seen[0]] += 1
     assert not residents.admit(again(seen, token=9))
     del residents.withheld[seen[0]]
-    row = Claimed(seen[0], 1, "t", b"", None, 1, 0, 0, 0, 5)
-    lease = Lease(seen, row, b"", "w", Queue("q"), Settings(), 0)
+    row = Claimed(0, 1, "t", b"", None, 1, 0, 0, 0, 5)
+    lease = Lease(seen, row, terms_of(Queue("q")), "w", 0)
     residents._leases.add(lease)
     assert not residents.admit(again(seen, token=9))
-    residents._leases.remove(lease)
+    residents._leases.remove([lease])
     assert residents.admit(again(seen, token=9))
 
 
@@ -195,6 +154,71 @@ def test_occurrences_of_schedules_are_parked_until_they_are_let_through() -> Non
     residents.evict(gone[0])
     assert not residents.unpark(gone)
     assert balanced(residents)
+
+
+def test_of_many_offered_at_once_those_above_their_cursors_are_told() -> None:
+    residents = residents_of(cursor_ms=NOW + 1_000)
+    due, soon, above, new = job(NOW), job(NOW + 1_000), job(NOW + 1_001), job(NOW, "5/new")
+    residents.withheld[soon[0]] += 1
+    assert residents.offer_all([due, above, again(due), new, soon]) == [above, new]
+    assert residents.take("q", 9) == [due]
+    assert residents.total == 0
+    assert "5/new" in residents.lanes
+    assert residents.offer_all([]) == []
+    assert balanced(residents)
+
+
+_ACTS = st.one_of(
+    st.tuples(st.just("admit"), st.tuples(st.integers(0, 7), st.integers(-50, 400))),
+    st.tuples(st.just("evict"), st.integers(0, 7)),
+    st.tuples(st.just("reach"), st.integers(0, 300)),
+    st.tuples(st.just("rewind"), st.integers(-200, 100)),
+    st.tuples(st.just("take"), st.integers(0, 4)),
+    st.tuples(st.just("unpark"), st.integers(0, 7)),
+)
+
+
+@given(st.lists(_ACTS, max_size=40), st.integers(0, 1 << 30))
+def test_each_waiting_job_is_asleep_or_parked_or_ready_whatever_happens(
+    acts: list[tuple[str, int | tuple[int, int]]], seed: int
+) -> None:
+    rng = random.Random(seed)
+    residents = residents_of()
+    ids = [mint(NOW, number % SHARDS, rng) for number in range(8)]
+    reached_ms = NOW
+    for token, (act, what) in enumerate(acts):
+        if isinstance(what, tuple):
+            number, at_ms = what[0], NOW + what[1]
+            schedule = "s" if number == 0 else None
+            expires_ms = NOW + 350 if number == 1 else 0
+            waiting = (ids[number], NOW, at_ms, token, "5/q", expires_ms, schedule, number % SHARDS)
+            residents.admit(waiting)
+        elif act == "evict":
+            residents.evict(ids[what])
+        elif act == "reach":
+            reached_ms = max(reached_ms, NOW + what)
+            residents.reach(reached_ms)
+            residents.fire(reached_ms, 500)
+        elif act == "rewind":
+            reached_ms = NOW + what
+            residents.rewind(reached_ms)
+        elif act == "unpark" and ids[what] in residents.parked:
+            residents.unpark(residents.parked[ids[what]])
+        elif act == "take":
+            for taken in residents.take("q", what):
+                assert taken[2] <= reached_ms
+                del residents.claiming[taken[0]]
+        assert balanced(residents)
+    due = {
+        each[0]
+        for shard in residents.shards.values()
+        for each in shard.waiting.values()
+        if each[2] <= reached_ms
+    }
+    residents.fire(reached_ms, 500)
+    for parked in list(residents.parked.values()):
+        residents.unpark(parked)
+    assert {each[0] for each in residents.take("q", 99)} == due
 
 
 def test_a_claim_that_was_not_written_makes_its_job_ready_again() -> None:

@@ -107,7 +107,7 @@ def test_stopping_hands_everything_back_and_answers_everybody() -> None:
             assert await states(second) == {State.SCHEDULED: 20, State.RUNNING: 10}
             again = await Hand(second).join()
             await again.work(20)
-            assert {lease.attempt for lease in again.sent} == {1}
+            assert {lease.row.attempt for lease in again.sent} == {1}
             await again.report(*running)
             assert await states(second) == {State.SUCCEEDED: 30}
 

@@ -102,7 +102,7 @@ def test_a_trigger_runs_now_beside_the_times() -> None:
             await scheduler.schedules.put("s", replace(SPEC, template=template))
             await scheduler.schedules.trigger("s")
             [lease] = await hand.poll(1_000)
-            assert (lease.run_at_ms, lease.lane, lease.max_attempts) == (START_MS, "2/new", 7)
+            assert (lease.run_at_ms, lease.job[4], lease.row.max_attempts) == (START_MS, "2/new", 7)
             [lease] = await hand.poll(15_000)
             assert lease.run_at_ms == START_MS + 10 * SECOND
 

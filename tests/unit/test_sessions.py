@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from unit.rig import terms_of
 
 from tickwheel.core.errors import InvalidRequest, UnknownWorker
 from tickwheel.core.job import Claimed, Waiting
@@ -12,7 +13,6 @@ from tickwheel.core.lease import Lease
 from tickwheel.core.protocol import PollAnswer
 from tickwheel.core.queue import Queue
 from tickwheel.core.sessions import Poll, Sessions, WorkerSession
-from tickwheel.core.settings import Settings
 
 
 def session_of(worker_id: str = "w", principal: str = "") -> WorkerSession:
@@ -20,9 +20,9 @@ def session_of(worker_id: str = "w", principal: str = "") -> WorkerSession:
 
 
 def lease_of(job_id: str, run_at_ms: int = 0, size: int = 2, queue: str = "q") -> Lease:
-    waiting: Waiting = (job_id, run_at_ms, run_at_ms, 0, f"5/{queue}", 0, None)
-    row = Claimed(job_id, 1, "t", b"x" * size, None, 1, 0, 0, 0, 5)
-    return Lease(waiting, row, row.args, "w", Queue(queue), Settings(), 0)
+    waiting: Waiting = (job_id, run_at_ms, run_at_ms, 0, f"5/{queue}", 0, None, 0)
+    row = Claimed(0, 1, "t", b"x" * size, None, 1, 0, 0, 0, 5)
+    return Lease(waiting, row, terms_of(Queue(queue)), "w", 0)
 
 
 def with_outbox(session: WorkerSession, *leases: Lease) -> None:

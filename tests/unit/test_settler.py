@@ -119,7 +119,7 @@ def test_leases_that_run_out_while_the_store_is_gone_are_settled_afterwards() ->
             store.down = False
             hand = await Hand(scheduler).join()
             leases = await hand.poll(20_000)
-            assert {(lease.attempt, lease.lost_leases) for lease in leases} == {(2, 1)}
+            assert {(lease.row.attempt, lease.row.lost_leases) for lease in leases} == {(2, 1)}
             assert len(leases) == 50
             books_balance(scheduler)
 

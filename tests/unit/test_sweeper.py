@@ -18,7 +18,7 @@ from unit.rig import (
 )
 
 from tickwheel.core.ids import mint
-from tickwheel.core.job import Claim, NewJob, State, Submission
+from tickwheel.core.job import NewJob, State, Submission
 from tickwheel.core.kernel import QueueBook
 from tickwheel.core.metrics import NoMetrics
 from tickwheel.core.ports import Store
@@ -158,7 +158,7 @@ def test_after_a_crash_waiting_and_running_jobs_go_on_and_workers_keep_their_lea
                 await hand.report(running=tuple(running[10:20]))
             again = await hand.poll(30_000)
             assert {lease.id for lease in again} == {lease.id for lease in running[20:]}
-            assert {lease.lost_leases for lease in again} == {1}
+            assert {lease.row.lost_leases for lease in again} == {1}
             await hand.report(*again, *running[10:20])
             assert await states(second) == {State.SUCCEEDED: 60}
             books_balance(second)
@@ -174,8 +174,8 @@ def test_a_running_row_of_another_owner_is_adopted_when_it_is_read_again() -> No
             [row] = await store.find([(job_id, 0)])
             assert row is not None
             scheduler._kernel.residents.evict(job_id)
-            claim = Claim(job_id, row.scheduled_at_ms, row.run_at_ms, 0, "w")
-            await store.claim([claim], "another", clock.now_ms())
+            [claimed] = await store.claim([row.waiting], ["w"], "another", clock.now_ms())
+            assert claimed is not None
             scheduler._kernel.rereads[job_id] = row.scheduled_at_ms
             await asyncio.sleep(2)
             assert len(scheduler._kernel.leases) == 1

@@ -43,21 +43,20 @@ def test_a_report_arrives_ended_attempts_first() -> None:
 
 
 def test_ids_are_taken_in_either_case_and_only_if_they_are_uuids() -> None:
-    assert (
-        decode_report(orjson.dumps({"released": [{"job_id": JOB.upper(), "fencing_token": 1}]}))
-        .ended[0]
-        .job_id
-        == JOB
-    )
-    for bad in ("", "x", JOB + "\n", JOB[:-1], f"{{{JOB}}}", "'; drop table jobs"):
-        with pytest.raises(msgspec.ValidationError):
-            decode_report(orjson.dumps({"released": [{"job_id": bad, "fencing_token": 1}]}))
+    for kind in ("released", "succeeded"):
+        report = decode_report(orjson.dumps({kind: [{"job_id": JOB.upper(), "fencing_token": 1}]}))
+        assert report.ended[0].job_id == JOB
+    for bad in ("", "x", JOB + "\n", JOB[:-1], f"{{{JOB}}}", f"{JOB},{JOB}", "'; drop table jobs"):
+        for kind in ("released", "succeeded"):
+            with pytest.raises(msgspec.ValidationError, match="job_id"):
+                decode_report(orjson.dumps({kind: [item(), {"job_id": bad, "fencing_token": 1}]}))
 
 
 @pytest.mark.parametrize("token", [-1, 2**53, 1.5, "1", None])
 def test_a_token_is_an_int_below_2_to_the_53(token: Any) -> None:
-    with pytest.raises(msgspec.ValidationError):
-        decode_report(orjson.dumps({"released": [{"job_id": JOB, "fencing_token": token}]}))
+    for kind in ("released", "succeeded"):
+        with pytest.raises(msgspec.ValidationError, match="fencing_token"):
+            decode_report(orjson.dumps({kind: [{"job_id": JOB, "fencing_token": token}]}))
 
 
 def test_a_result_is_kept_as_sent_and_null_is_none() -> None:
@@ -120,6 +119,26 @@ def test_a_report_no_strict_parser_takes_is_mended(sent: bytes, kept: bytes) -> 
     assert kept in (decode_report(body).ended[0].outcome.result or b"")
 
 
+def test_of_a_usual_report_with_a_name_given_twice_the_last_one_counts() -> None:
+    other = JOB[:-1] + "2"
+    one, two = (orjson.dumps(item(job_id=job_id)).decode() for job_id in (JOB, other))
+    escaped = one.replace("}", f',"job\\u005fid":"{other}"}}')
+    doubled = one.replace("}", f',"job_id":"{other}"}}')
+    for body in (
+        f'{{"succeeded":[{one}],"succeeded":[{two}]}}',
+        f'{{"succeeded":[{escaped}]}}',
+        f'{{"succeeded":[{doubled}]}}',
+        f'{{"failed":[],"succeeded":[{two}],"failed":[]}}',
+    ):
+        assert [each.job_id for each in decode_report(body.encode()).ended] == [other]
+
+
+def test_a_report_with_a_name_that_is_not_utf_8_is_no_failure_of_ours() -> None:
+    body = b'{"succeeded":[{"job_id":"%b","fencing_token":1,"caf\xe9":1}]}' % JOB.encode()
+    with pytest.raises(msgspec.ValidationError):
+        decode_report(body)
+
+
 @pytest.mark.parametrize(
     ("sent", "size"),
     [(b"[" * 500 + b"]" * 500, 1_000), (b"[-%b, 1]" % (b"9" * 400), 408), (b"9" * 5_000, 5_002)],
@@ -149,5 +168,12 @@ def test_a_report_beyond_mending_is_refused(body: bytes) -> None:
 def test_a_report_of_a_million_leases_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire_workers, "REPORT_ITEMS_MAX", 3)
     decode_report(orjson.dumps({"running": [item()] * 2, "released": [item()]}))
-    with pytest.raises(TooLarge):
-        decode_report(orjson.dumps({"running": [item()] * 2, "released": [item()] * 2}))
+    decode_report(orjson.dumps({"succeeded": [item()] * 3}))
+    for report in (
+        {"running": [item()] * 2, "released": [item()] * 2},
+        {"succeeded": [item()] * 4},
+        {"succeeded": [item(result=1)] * 4},
+        {"failed": [item(error={})] * 4},
+    ):
+        with pytest.raises(TooLarge):
+            decode_report(orjson.dumps(report))

@@ -146,7 +146,7 @@ def test_an_answer_that_was_not_delivered_is_given_back_uncharged() -> None:
             hand.seq -= 1
             assert await hand.poll() == []
             again = await hand.poll()
-            assert {(lease.attempt, lease.releases) for lease in again} == {(1, 1)}
+            assert {(lease.row.attempt, lease.row.releases) for lease in again} == {(1, 1)}
             scheduler.workers.undelivered(hand.worker_id, hand.seq - 1)
             await asyncio.sleep(1)
             assert len(scheduler._kernel.leases) == 2
@@ -192,33 +192,6 @@ def test_a_report_that_is_unknown_or_under_another_token_changes_nothing() -> No
             assert answer.results == [(job_id, "stale")]
             assert await state_of(scheduler, job_id) is State.RUNNING
             assert (await hand.report(leases[waiting])).results == [(waiting, "ok")]
-
-    run(scenario)
-
-
-def test_an_id_in_upper_case_finds_the_same_lease() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with scheduler_on(store_of(clock), clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            [job_id] = await submit(scheduler)
-            [lease] = await hand.poll()
-            item = ReportItem(job_id.upper(), lease.fencing_token, Outcome("succeeded"))
-            answer = await scheduler.workers.report(hand.worker_id, Report([item]))
-            assert answer.results == [(job_id.upper(), "ok")]
-            assert scheduler._kernel.leases.running["default"] == 0
-            books_balance(scheduler)
-
-    run(scenario)
-
-
-def test_the_same_item_twice_counts_once() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with scheduler_on(store_of(clock), clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
-            answer = await hand.report(lease, lease)
-            assert [status for _, status in answer.results] == ["ok", "duplicate"]
 
     run(scenario)
 
@@ -283,7 +256,7 @@ def test_leaving_gives_back_what_was_sent_and_what_was_held() -> None:
             assert await polling == []
             leases = [*await hand.poll(), *await hand.poll(100)]
             assert len(leases) == 6
-            assert {lease.attempt for lease in leases} == {1}
+            assert {lease.row.attempt for lease in leases} == {1}
             books_balance(scheduler)
 
     run(scenario)
@@ -316,7 +289,7 @@ def test_a_report_on_a_job_whose_stale_view_is_being_claimed_ends() -> None:
             await submit(scheduler)
             [lease] = await hand.poll()
             kernel = scheduler._kernel
-            kernel.forget_lease(lease)
+            kernel.forget_leases([lease])
             kernel.residents.claiming[lease.id] = lease.waiting(lease.run_at_ms, 0)
             async with asyncio.timeout(5):
                 answer = await hand.report(lease)
