@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from .retry import RetryPolicy
@@ -94,8 +95,7 @@ class JobOptions:
 NO_OPTIONS = JobOptions()
 
 
-@dataclass(slots=True)
-class JobSpec:
+class JobSpec(NamedTuple):
     """One submission, validated in form but with nothing resolved.
 
     At most one of `run_at_ms` (epoch ms) and `delay_ms` is set; neither means now. `args` is a
@@ -114,7 +114,7 @@ class JobSpec:
     idempotency_key: str | None = None
     body_hash: bytes = b""
     tags: tuple[str, ...] = ()
-    options: JobOptions = field(default=NO_OPTIONS)
+    options: JobOptions = NO_OPTIONS
 
 
 class NewJob(NamedTuple):
@@ -139,18 +139,8 @@ class NewJob(NamedTuple):
     @property
     def waiting(self) -> Waiting:
         """The job as memory keeps it until its first claim."""
-        job_id, scheduled_at_ms, run_at_ms, _, expires_at_ms, shard, priority, _, queue, *_ = self
-        lane = lane_name(queue, priority)
-        return (
-            job_id,
-            scheduled_at_ms,
-            run_at_ms,
-            0,
-            lane,
-            expires_at_ms or 0,
-            self[13],
-            shard,
-        )
+        [waiting] = waiting_of([self])
+        return waiting
 
 
 class IdempotencyKey(NamedTuple):
@@ -220,6 +210,26 @@ class Claimed(NamedTuple):
     lost_leases: int
     releases: int
     max_attempts: int
+
+
+def waiting_of(rows: Sequence[NewJob]) -> list[Waiting]:
+    """Return jobs as memory keeps them until their first claim; made a column at a time."""
+    ids, scheduled, run_ats, _, expires, shards, priorities, _, queues, *rest = zip(
+        *rows, strict=True
+    )
+    return list(
+        zip(
+            ids,
+            scheduled,
+            run_ats,
+            repeat(0),
+            map(lane_name, queues, priorities),
+            [at_ms or 0 for at_ms in expires],
+            rest[4],
+            shards,
+            strict=False,
+        )
+    )
 
 
 class Running(NamedTuple):

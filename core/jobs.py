@@ -11,33 +11,28 @@ import builtins
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 from .batch import GroupCommit
 from .dispatcher import Dispatcher
-from .errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, QueueFull, Unavailable
-from .ids import check, scheduled_at_of, shard_for, tails
-from .ids import head as id_head
+from .errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, Unavailable
+from .ids import check, scheduled_at_of
 from .job import (
-    NO_OPTIONS,
     Appended,
     Cursor,
-    IdempotencyKey,
     Job,
     JobFilter,
     JobSpec,
-    NewJob,
     State,
     Submission,
     lane_parts,
+    waiting_of,
 )
 from .kernel import Kernel
 from .lifecycle import ENDED
-from .queue import Queue
+from .resolver import Resolver
 from .settler import Settler
 
 _WAIT_POLL_MS = 1_000
-_new_job = partial(tuple.__new__, NewJob)
 BATCH_MAX = 1_000
 
 
@@ -48,6 +43,7 @@ class Jobs:
         self._kernel = kernel
         self._settler = settler
         self._dispatcher = dispatcher
+        self._resolver = Resolver(kernel)
         settings = kernel.settings
         self.commit: GroupCommit[Submission, builtins.list[Appended] | IdempotencyConflict] = (
             GroupCommit(
@@ -73,7 +69,7 @@ class Jobs:
             )
         if self.commit.rows + len(specs) > kernel.settings.submit_backlog_max:
             raise Unavailable("too many submissions are waiting", code="overloaded")
-        submission = await self._resolve(specs)
+        submission = await self._resolver.resolve(specs)
         answer = await self.commit.submit(submission)
         if isinstance(answer, IdempotencyConflict):
             raise answer
@@ -175,78 +171,13 @@ class Jobs:
             session.cancels.append(job.id)
             self._dispatcher.mark_deliverable(session)
 
-    async def _resolve(self, specs: Sequence[JobSpec]) -> Submission:
-        """Make rows of the specs: ids, times, and the queues' defaults."""
-        kernel = self._kernel
-        now_ms = kernel.clock.now_ms()
-        own = kernel.residents.numbers or range(kernel.shard_count)
-        shard = own[int(len(own) * kernel.rng.random())]
-        rows: builtins.list[NewJob] = []
-        keys: dict[int, IdempotencyKey] = {}
-        due: builtins.list[str] = []
-        queue = kernel.queues.get(specs[0].queue)
-        head, head_of, head_at = "", -1, -1
-        for index, (spec, tail) in enumerate(
-            zip(specs, tails(len(specs), kernel.rng), strict=True)
-        ):
-            name, run_at_ms, home, expires_at_ms = spec.queue, now_ms, shard, None
-            if name != queue.name:
-                queue = kernel.queues.get(name)
-            priority = queue.priority if spec.priority is None else spec.priority
-            if not queue.priorities >> priority & 1:
-                queue = await kernel.queues.touch(name, priority)
-            if spec.run_at_ms is not None or spec.delay_ms is not None:
-                run_at_ms = self._run_at(spec, index, now_ms)
-            if run_at_ms == now_ms:
-                due.append(name)
-            if spec.start_deadline_ms is not None:
-                expires_at_ms = run_at_ms + spec.start_deadline_ms
-            if spec.idempotency_key is not None:
-                home = shard_for(f"{name}/{spec.idempotency_key}", kernel.shard_count)
-                keys[index] = IdempotencyKey(
-                    spec.idempotency_key,
-                    spec.body_hash,
-                    now_ms + kernel.settings.idempotency_ttl_ms,
-                )
-            if run_at_ms != head_at or home != head_of:
-                head, head_of, head_at = id_head(run_at_ms, home), home, run_at_ms
-            row = (
-                *(head + tail, run_at_ms, run_at_ms, now_ms, expires_at_ms, home, priority),
-                queue.max_attempts if spec.max_attempts is None else spec.max_attempts,
-                *(name, spec.task, spec.args),
-                None if spec.options is NO_OPTIONS else spec.options.encode(),
-                *(spec.tags or None, None, None),
-            )
-            rows.append(_new_job(row))
-        for name, count in Counter(due).items():
-            self._check_depth(kernel.queues.get(name), count)
-        return Submission(rows, [keys.get(place) for place in range(len(rows))] if keys else ())
-
-    def _run_at(self, spec: JobSpec, index: int, now_ms: int) -> int:
-        run_at_ms = now_ms
-        if spec.run_at_ms is not None:
-            run_at_ms = max(spec.run_at_ms, now_ms)
-        elif spec.delay_ms is not None:
-            run_at_ms = now_ms + max(spec.delay_ms, 0)
-        if run_at_ms > now_ms + self._kernel.settings.run_at_ahead_ms_max:
-            field = "run_at" if spec.delay_ms is None else "delay_seconds"
-            raise InvalidRequest(
-                "at most 5 years ahead",
-                code="run_at_out_of_range",
-                pointer=f"/jobs/{index}/{field}",
-            )
-        return run_at_ms
-
-    def _check_depth(self, queue: Queue, count: int) -> None:
-        depth = self._kernel.depths.depth(queue.name) + count
-        if depth > queue.max_depth:
-            raise QueueFull(f"the queue {queue.name!r} is full ({queue.max_depth} due jobs)")
-
     def _admit(self, submission: Submission, answer: Sequence[Appended]) -> None:
         kernel = self._kernel
         kernel.residents.reach(kernel.clock.now_ms())
-        fresh = [row for row, first in zip(submission.jobs, answer, strict=True) if not first[2]]
-        above = kernel.residents.offer_all([row.waiting for row in fresh])
+        fresh = submission.jobs
+        if any(first[2] for first in answer):
+            fresh = [row for row, first in zip(fresh, answer, strict=True) if not first[2]]
+        above = kernel.residents.offer_all(waiting_of(fresh)) if fresh else []
         if above:
             now_ms = fresh[0].created_at_ms
             due = Counter([lane_parts(job[4])[0] for job in above if job[2] == now_ms])

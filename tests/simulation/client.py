@@ -115,11 +115,11 @@ class SimClient:
         )
         when = rng.randrange(6)
         if when == 0:
-            spec.run_at_ms = self._clock.now_ms() - 5_000
-        elif when <= 2:
-            spec.run_at_ms = self._clock.now_ms() + rng.randrange(5_000)
-        elif when == 3:
-            spec.delay_ms = rng.choice((1, 30, 1_000, 7_000))
+            return spec._replace(run_at_ms=self._clock.now_ms() - 5_000)
+        if when <= 2:
+            return spec._replace(run_at_ms=self._clock.now_ms() + rng.randrange(5_000))
+        if when == 3:
+            return spec._replace(delay_ms=rng.choice((1, 30, 1_000, 7_000)))
         return spec
 
     def _submission(self, specs: list[JobSpec]) -> Serve[object]:
