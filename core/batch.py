@@ -21,7 +21,7 @@ from .errors import Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
-ROWS_WORTH_A_FLUSH = 200
+ROWS_WORTH_A_FLUSH = 500
 
 
 class GroupCommit(Generic[T, R]):

@@ -23,6 +23,7 @@ from .job import Claimed, Ending, State, Waiting
 from .kernel import Kernel, report_failure
 from .lease import Lease
 from .protocol import PollAnswer
+from .queue import Queue
 from .sessions import WorkerSession
 from .settler import Settler
 from .wheel import TimingWheel
@@ -311,7 +312,7 @@ class Dispatcher:
             and kernel.sessions.find(session.worker_id) is session
             for session in set(sessions)
         }
-        queue, options, terms = None, None, None
+        lane, options, queue, terms = "", None, Queue(""), None
         unwanted: list[Lease] = []
         for job, session, row in zip(jobs, sessions, rows, strict=True):
             if row is None:
@@ -321,8 +322,9 @@ class Dispatcher:
                 else:
                     kernel.residents.unclaim(job)
                 continue
-            if terms is None or queue is None or queue.name != job[4][2:] or row[4] != options:
-                queue, options = kernel.queues.get(job[4][2:]), row[4]
+            if terms is None or job[4] != lane or row[4] != options:
+                lane, options = job[4], row[4]
+                queue = kernel.queues.get(lane[2:])
                 terms = kernel.terms.of(queue, options)
             worker_id, job_id = session.worker_id, job[0]
             lease = Lease(job, row, terms, worker_id, monotonic_ms)

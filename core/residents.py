@@ -137,7 +137,9 @@ class Residents:
             return False
         news = dict(zip(ids, jobs, strict=True))
         known = (shard.waiting, self.claiming, self._leases.by_id)
-        if len(news) < len(jobs) or not all(news.keys().isdisjoint(those) for those in known):
+        if len(news) < len(jobs) or not all(
+            news.keys().isdisjoint(those.keys()) for those in known
+        ):
             return False
         shard.waiting.update(news)
         lane.resident += len(jobs)
