@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 from .batch import ROWS_WORTH_A_FLUSH
 from .claims import claim
@@ -278,6 +279,20 @@ class Dispatcher:
                     owners += [session] * len(jobs)
         return batch, owners
 
+    def granted(
+        self,
+        jobs: Sequence[Waiting],
+        slots: Sequence[WorkerSession],
+        rows: Sequence[Claimed | None],
+        *,
+        refused: bool,
+    ) -> None:
+        """Go on with what was claimed for reserved slots."""
+        for lane, count in Counter([job[4] for job in jobs]).items():
+            self._kernel.claiming[lane[2:]] -= count
+        self._granted(jobs, slots, rows, refused)
+        self._kernel.alarm.ring()
+
     async def _claim(self, jobs: list[Waiting], sessions: list[WorkerSession]) -> None:
         kernel = self._kernel
         rows: list[Claimed | None] = [None] * len(jobs)
@@ -290,16 +305,13 @@ class Dispatcher:
         finally:
             for job in jobs:
                 del kernel.residents.claiming[job[0]]
-            for lane, count in Counter([job[4] for job in jobs]).items():
-                kernel.claiming[lane[2:]] -= count
-            self._granted(jobs, sessions, rows, refused)
-            kernel.alarm.ring()
+            self.granted(jobs, sessions, rows, refused=refused)
 
     def _granted(
         self,
-        jobs: list[Waiting],
-        sessions: list[WorkerSession],
-        rows: list[Claimed | None],
+        jobs: Sequence[Waiting],
+        sessions: Sequence[WorkerSession],
+        rows: Sequence[Claimed | None],
         refused: bool,
     ) -> None:
         """Hold what was claimed. A job that wasn't is read again if its row `refused`."""

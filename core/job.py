@@ -151,19 +151,31 @@ class IdempotencyKey(NamedTuple):
     expires_at_ms: int
 
 
+class Start(NamedTuple):
+    """Who runs each of a submission's jobs at once: they are written as claimed by `owner`."""
+
+    owner: str
+    workers: Sequence[str]
+
+
 class Submission(NamedTuple):
     """One request's jobs, stored all or none. `keys` runs parallel to `jobs`, or is empty."""
 
     jobs: Sequence[NewJob]
     keys: Sequence[IdempotencyKey | None] = ()
+    start: Start | None = None
 
 
 class Appended(NamedTuple):
-    """What became of one submitted job: its id, or that of the first one with its key."""
+    """What became of one submitted job: its id, or that of the first one with its key.
+
+    `fencing_token` is that of the attempt that it was written with; 0: it waits.
+    """
 
     id: str
     run_at_ms: int
     deduplicated: bool
+    fencing_token: int = 0
 
 
 Waiting: TypeAlias = tuple[str, int, int, int, str, int, "str | None", int]

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from .batch import GroupCommit
+from .direct import DirectStart
 from .dispatcher import Dispatcher
 from .errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, Unavailable
 from .ids import check, scheduled_at_of
@@ -22,6 +23,7 @@ from .job import (
     Job,
     JobFilter,
     JobSpec,
+    NewJob,
     State,
     Submission,
     lane_parts,
@@ -44,6 +46,7 @@ class Jobs:
         self._settler = settler
         self._dispatcher = dispatcher
         self._resolver = Resolver(kernel)
+        self._direct = DirectStart(kernel, dispatcher, settler)
         settings = kernel.settings
         self.commit: GroupCommit[Submission, builtins.list[Appended] | IdempotencyConflict] = (
             GroupCommit(
@@ -171,34 +174,55 @@ class Jobs:
             session.cancels.append(job.id)
             self._dispatcher.mark_deliverable(session)
 
-    def _admit(self, submission: Submission, answer: Sequence[Appended]) -> None:
+    def _count(self, submission: Submission, answer: Sequence[Appended]) -> Sequence[NewJob]:
+        """Count the jobs that are new, and return them."""
         kernel = self._kernel
-        kernel.residents.reach(kernel.clock.now_ms())
         fresh = submission.jobs
         if any(first[2] for first in answer):
             fresh = [row for row, first in zip(fresh, answer, strict=True) if not first[2]]
-        above = kernel.residents.offer_all(waiting_of(fresh)) if fresh else []
-        if above:
-            now_ms = fresh[0].created_at_ms
-            due = Counter([lane_parts(job[4])[0] for job in above if job[2] == now_ms])
-            for queue, count in due.items():
-                kernel.depths.add(queue, count)
         for queue, count in Counter([row[8] for row in fresh]).items():
             kernel.metrics.submitted(queue, count)
             kernel.added.add(queue, count, kernel.clock.monotonic_ms())
+        return fresh
+
+    def _admit(self, fresh: Sequence[NewJob]) -> None:
+        kernel = self._kernel
+        kernel.residents.reach(kernel.clock.now_ms())
+        above = kernel.residents.offer_all(waiting_of(fresh))
+        now_ms = fresh[0].created_at_ms
+        due = Counter([lane_parts(job[4])[0] for job in above if job[2] == now_ms])
+        for queue, count in due.items():
+            kernel.depths.add(queue, count)
 
     async def _flush(
         self, requests: builtins.list[Submission]
     ) -> builtins.list[builtins.list[Appended] | IdempotencyConflict]:
         clock = self._kernel.clock
         started_ms = clock.monotonic_ms()
-        answers = await self._kernel.store.append(requests, clock.now_ms())
+        direct = self._direct
+        slots = [direct.reserve(request) for request in requests]
+        written = [
+            request if free is None else direct.with_start(request, free)
+            for request, free in zip(requests, slots, strict=True)
+        ]
+        try:
+            answers = await self._kernel.store.append(written, clock.now_ms())
+        except BaseException as error:
+            for request, free in zip(requests, slots, strict=True):
+                if free is not None:
+                    direct.abandon(request, free, error)
+            raise
         rows = sum(len(request.jobs) for request in requests)
         self._kernel.metrics.batch("append", rows, clock.monotonic_ms() - started_ms)
         # Here and not in `submit`, whose caller may have gone: its jobs fire all the same.
-        for submission, answer in zip(requests, answers, strict=True):
-            if not isinstance(answer, IdempotencyConflict):
-                self._admit(submission, answer)
+        for request, free, answer in zip(requests, slots, answers, strict=True):
+            if isinstance(answer, IdempotencyConflict):
+                continue
+            fresh = self._count(request, answer)
+            if free is not None:
+                direct.start(request, free, answer)
+            elif fresh:
+                self._admit(fresh)
         self._kernel.alarm.ring()
         return answers
 

@@ -48,6 +48,9 @@ class JobStore(Protocol):
         answers the first one's id with `deduplicated`; with another body, its whole submission
         answers `IdempotencyConflict` and writes nothing. The same key twice in one submission is
         the first. A key counts from its commit, however many callers race; expired keys are free.
+
+        With a `start`, which excludes keys, the rows are as `claim` would have left them; a row
+        that an earlier try wrote and that is no longer so answers without a token.
         """
         ...
 

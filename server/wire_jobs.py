@@ -339,6 +339,6 @@ def batch_answer(appended: Iterable[Appended]) -> bytes:
     rows = [
         f'{{"id":"{job_id}","run_at":"{stamp(run_at_ms)}",'
         f'"deduplicated":{"true" if deduplicated else "false"}}}'
-        for job_id, run_at_ms, deduplicated in appended
+        for job_id, run_at_ms, deduplicated, _ in appended
     ]
     return f'{{"jobs":[{",".join(rows)}]}}'.encode()

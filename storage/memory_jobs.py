@@ -146,6 +146,18 @@ class MemoryJobs:
         self._tables.idempotency.update(taken)
         for job in fresh:
             self._tables.insert(job)
+        return answers if submission.start is None else self._start(submission, now_ms)
+
+    def _start(self, submission: Submission, now_ms: int) -> list[Appended]:
+        assert submission.start is not None
+        owner, workers = submission.start
+        answers: list[Appended] = []
+        for new, worker_id in zip(submission.jobs, workers, strict=True):
+            self._claim(0, new.waiting, worker_id, owner, now_ms)
+            job = self._tables.jobs[new.id]
+            ours = job.state is State.RUNNING and job.owner == owner
+            token = job.fencing_token if ours else 0
+            answers.append(Appended(new.id, new.run_at_ms, False, token))
         return answers
 
     def _key_in_use(self, name: tuple[str, str], now_ms: int) -> KeyRow | None:

@@ -8,11 +8,13 @@ so whoever comes second waits for the first one's commit, and then reads what it
 taken in order, so that two batches never wait for each other.
 
 A repeat finds its own rows: a key that names the very job, or the primary key of a plain one.
+
+A submission that starts at once is written as claimed: its rows carry what `claim` would set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Final, NamedTuple, TypeAlias
@@ -24,10 +26,13 @@ from tickwheel.core.job import Appended, IdempotencyKey, NewJob, Submission
 
 from .link import Link
 from .pg_base import PgBase
+from .pg_copy import Claiming
 
 Answer: TypeAlias = "list[Appended] | IdempotencyConflict"
 
-_appended: Final[Callable[[tuple[str, int, bool]], Appended]] = partial(tuple.__new__, Appended)
+_appended: Final[Callable[[tuple[str, int, bool, int]], Appended]] = partial(
+    tuple.__new__, Appended
+)
 
 
 class Holder(NamedTuple):
@@ -66,24 +71,36 @@ class PgAppend(PgBase):
         jobs = [job for submission in batch for job in submission.jobs]
         keyed = any(key is not None for submission in batch for key in submission.keys)
 
+        starts = _starts(batch)
+
         async def work(link: Link) -> list[Answer]:
             try:
-                return await write(link, frozenset())
+                return await write(link, {})
             except asyncpg.UniqueViolationError:
-                return await write(link, await self._there(link, jobs))
+                owner = next((sub.start.owner for sub in batch if sub.start is not None), "")
+                return await write(link, await self._there(link, jobs, owner))
 
-        async def write(link: Link, there: frozenset[str]) -> list[Answer]:
+        async def write(link: Link, there: Mapping[str, int]) -> list[Answer]:
             if keyed:
                 return await self._append_keyed(link, batch, now_ms, there)
             fresh = _without(jobs, there) if there else jobs
+            token = (link.timeline << 32) + 1
             if fresh:
-                await self._insert(link, fresh)
-            return [[_appended((job[0], job[2], False)) for job in sub.jobs] for sub in batch]
+                await self._insert(link, fresh, Claiming(starts, token, now_ms) if starts else None)
+            return [
+                [
+                    _appended((job[0], job[2], False, there.get(job[0], token)))
+                    if sub.start is not None
+                    else _appended((job[0], job[2], False, 0))
+                    for job in sub.jobs
+                ]
+                for sub in batch
+            ]
 
         return await self._inserting([job[1] for job in jobs], work)
 
     async def _append_keyed(
-        self, link: Link, batch: Sequence[Submission], now_ms: int, there: frozenset[str]
+        self, link: Link, batch: Sequence[Submission], now_ms: int, there: Mapping[str, int]
     ) -> list[Answer]:
         try:
             async with link.transaction():
@@ -129,16 +146,26 @@ class PgAppend(PgBase):
                 holders[queue, text] = Holder(body_hash, str(job_id), run_at_ms, False)
         return holders
 
-    async def _there(self, link: Link, jobs: Sequence[NewJob]) -> frozenset[str]:
-        """Return the ids of those jobs that were inserted before."""
+    async def _there(self, link: Link, jobs: Sequence[NewJob], owner: str) -> dict[str, int]:
+        """Return those jobs that were inserted before, by id: the token if `owner` runs them."""
         shares, _ = self._partitions.split([job.scheduled_at_ms for job in jobs])
-        found: set[str] = set()
+        found: dict[str, int] = {}
         for name, places in shares.items():
             times = [jobs[place].scheduled_at_ms for place in places]
             ids = [jobs[place].id for place in places]
-            rows = await link.fetch(self._sql("jobs_there", name), times, ids)
-            found.update(str(row[0]) for row in rows)
-        return frozenset(found)
+            rows = await link.fetch(self._sql("jobs_there", name), times, ids, owner)
+            found.update((str(job_id), token) for job_id, token in rows)
+        return found
+
+
+def _starts(batch: Iterable[Submission]) -> dict[str, tuple[str, str]]:
+    """Return (owner, worker) of the jobs that start at once."""
+    return {
+        job.id: (sub.start.owner, worker_id)
+        for sub in batch
+        if sub.start is not None
+        for job, worker_id in zip(sub.jobs, sub.start.workers, strict=True)
+    }
 
 
 def _pairs(batch: Iterable[Submission]) -> Iterable[tuple[NewJob, IdempotencyKey]]:
@@ -148,7 +175,7 @@ def _pairs(batch: Iterable[Submission]) -> Iterable[tuple[NewJob, IdempotencyKey
                 yield job, key
 
 
-def _without(jobs: Iterable[NewJob], there: frozenset[str]) -> list[NewJob]:
+def _without(jobs: Iterable[NewJob], there: Mapping[str, int]) -> list[NewJob]:
     return [job for job in {job.id: job for job in jobs}.values() if job.id not in there]
 
 

@@ -74,7 +74,9 @@ class PgBase:
             await self._pool.read(self._partitions.refresh)
             return await run(work)
 
-    async def _insert(self, link: Link, jobs: Sequence[NewJob]) -> None:
+    async def _insert(
+        self, link: Link, jobs: Sequence[NewJob], claiming: pg_copy.Claiming | None = None
+    ) -> None:
         """Insert rows; outside a transaction, in one of its own."""
         shares, homeless = self._partitions.split([job.scheduled_at_ms for job in jobs])
         if homeless:
@@ -83,13 +85,14 @@ class PgBase:
         late = any(self._late(job.scheduled_at_ms, job.created_at_ms) for job in firsts)
         if not link.in_transaction and (len(shares) > 1 or late):
             async with link.transaction():
-                await self._insert(link, jobs)
+                await self._insert(link, jobs, claiming)
             return
         for name, places in sorted(shares.items()):
             first = jobs[places[0]]
             await self._reopen_if_late(link, first.scheduled_at_ms, first.created_at_ms)
             rows = jobs if len(shares) == 1 else [jobs[place] for place in places]
-            await link.copy(self._sql.schema, name, pg_copy.COLUMNS, pg_copy.stream(rows))
+            columns = pg_copy.COLUMNS + (pg_copy.CLAIM_COLUMNS if claiming is not None else ())
+            await link.copy(self._sql.schema, name, columns, pg_copy.stream(rows, claiming))
 
     async def _reopen_if_late(self, link: Link, scheduled_at_ms: int, now_ms: int) -> None:
         """Say that a row goes into a partition whose time is over; in its transaction."""

@@ -9,10 +9,10 @@ value. Here a row is four pieces, and only the second is packed for each:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import chain, repeat
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 
@@ -26,6 +26,8 @@ COLUMNS: Final = (
     *("expires_at", "options", "tags", "schedule_id", "redriven_from"),
 )
 """The columns in the order of the stream."""
+CLAIM_COLUMNS: Final = ("state", "attempt", "fencing_token", "owner", "worker_id", "started_at")
+"""What follows where jobs start at once."""
 KINDS_CACHED_MAX: Final = 1_024
 
 _START: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -38,7 +40,15 @@ _NULL: Final = _LENGTH(-1)
 _TEXT_OID: Final = 25
 
 
-def stream(jobs: Sequence[NewJob]) -> bytes:
+class Claiming(NamedTuple):
+    """Which jobs are written as claimed: `starts` has (owner, worker) by id."""
+
+    starts: Mapping[str, tuple[str, str]]
+    fencing_token: int
+    now_ms: int
+
+
+def stream(jobs: Sequence[NewJob], claiming: Claiming | None = None) -> bytes:
     """Return the stream that inserts these rows; raise `DataError` for a value that can't be."""
     ids, scheduled, run_at, created, expires, shards, *rest = zip(*jobs, strict=True)
     priorities, attempts, queues, tasks, args, *rare = rest
@@ -58,9 +68,11 @@ def stream(jobs: Sequence[NewJob]) -> bytes:
             shards,
             map(len, args),
         )
-        kinds = _each(_kind, queues, tasks, priorities, attempts)
-        rows = zip(kinds, own, args, _each(_rare, expires, *rare), strict=False)
-        return b"".join((_START, *chain.from_iterable(rows), _END))
+        kinds = _each(partial(_kind, claiming is not None), queues, tasks, priorities, attempts)
+        pieces: list[Iterable[bytes]] = [kinds, own, args, _each(_rare, expires, *rare)]
+        if claiming is not None:
+            pieces.append(_claims(ids, claiming))
+        return b"".join((_START, *chain.from_iterable(zip(*pieces, strict=False)), _END))
     except (struct.error, ValueError) as error:
         raise asyncpg.DataError(f"a row can't be sent: {error}") from error
 
@@ -74,10 +86,25 @@ def _each(piece: Any, *columns: tuple[Any, ...]) -> Iterable[bytes]:
 
 
 @lru_cache(KINDS_CACHED_MAX)
-def _kind(queue: str, task: str, priority: int, max_attempts: int) -> bytes:
+def _kind(claiming: bool, queue: str, task: str, priority: int, max_attempts: int) -> bytes:
     """Return the number of columns, and the first four."""
     numbers = struct.pack(">ihih", 2, priority, 2, max_attempts)
-    return struct.pack(">h", len(COLUMNS)) + _text(queue) + _text(task) + numbers
+    count = len(COLUMNS) + claiming * len(CLAIM_COLUMNS)
+    return struct.pack(">h", count) + _text(queue) + _text(task) + numbers
+
+
+def _claims(ids: Sequence[str], claiming: Claiming) -> Iterable[bytes]:
+    """Return the columns of a claim for each job; of one that waits, those of a fresh row."""
+    starts, token, now_ms = claiming
+    waits = _text("scheduled") + struct.pack(">ihiq", 2, 0, 8, 0) + 3 * _NULL
+    said = {
+        who: _text("running")
+        + struct.pack(">ihiq", 2, 1, 8, token)
+        + b"".join(map(_text, who))
+        + _INSTANT(8, *micros((now_ms,)))
+        for who in set(starts.values())
+    }
+    return [said[starts[job_id]] if job_id in starts else waits for job_id in ids]
 
 
 def _rare(

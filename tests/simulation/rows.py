@@ -129,7 +129,10 @@ class Rows:
             f" f{now.failures} l{now.lost_leases} r{now.releases} {name} {now.reason or ''}"
         )
         before = was.state if was is not None else None
-        if was is None:
+        if was is None and now.state is State.RUNNING and name == "append":
+            # Written as claimed: as if it had been inserted first, and claimed then.
+            fits = self._claimed(job, now._replace(token=0, attempt=0), now)
+        elif was is None:
             fits = now.state is State.SCHEDULED and not (now.token or now.attempt or now.failures)
         elif before in _ENDED:
             self._trace.violate("I9", f"{job.id} ended as {was} and then became {now} by {name}")

@@ -1,0 +1,159 @@
+"""Direct start: a new job that finds a free slot is written as claimed, which saves a second commit.
+
+Usually a job that is due at once is inserted, then claimed by an UPDATE, then sent. Where a worker
+waits for it already, its insert says both: that there is such a job, and that this worker runs its
+first attempt. Nothing else differs. The row is what the claim would have made of it, it is durable
+before the first byte goes out, and from there on the job takes the usual way.
+
+Only when nobody is passed over by it: no job of the queue waits in memory or beyond, and every job
+of the submission has a slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from itertools import repeat
+from typing import TypeGuard
+
+from .dispatcher import Dispatcher
+from .errors import Unavailable
+from .job import Appended, Claimed, Job, Start, State, Submission, waiting_of
+from .kernel import Kernel
+from .lease import Lease, adopt
+from .sessions import WorkerSession
+from .settler import Settler
+from .sweeper import running_of
+
+_claimed = partial(tuple.__new__, Claimed)
+_RETRY_MS = 200
+
+
+class DirectStart:
+    """Reserves slots for submissions before they are written, and starts their jobs after it."""
+
+    def __init__(self, kernel: Kernel, dispatcher: Dispatcher, settler: Settler) -> None:
+        self._kernel = kernel
+        self._dispatcher = dispatcher
+        self._settler = settler
+
+    def reserve(self, submission: Submission) -> list[WorkerSession] | None:
+        """Reserve a slot for each job; None if not all have one, or somebody waits before them."""
+        kernel = self._kernel
+        _, _, run_ats, _, expires, shards, _, _, queues, *_ = zip(*submission.jobs, strict=True)
+        count, name = len(queues), queues[0]
+        if (
+            name not in kernel.sessions.waiting
+            or submission.keys
+            or queues.count(name) != count
+            or max(run_ats) > kernel.clock.now_ms()
+            or any(expires)
+            or not kernel.residents.shards.keys() >= set(shards)
+            or kernel.depths.depth(name)
+            or not kernel.owns_time()
+        ):
+            return None
+        return self._take_slots(name, count)
+
+    def with_start(self, submission: Submission, slots: Sequence[WorkerSession]) -> Submission:
+        """Return the submission, saying who runs its jobs."""
+        workers = [session.worker_id for session in slots]
+        return submission._replace(start=Start(self._kernel.boot_id, workers))
+
+    def start(
+        self,
+        submission: Submission,
+        slots: Sequence[WorkerSession],
+        answer: Sequence[Appended],
+    ) -> None:
+        """Go on with jobs that were written; a row that answers without a token is read again."""
+        _, _, _, _, _, _, _, most, _, tasks, args, options, *_ = zip(*submission.jobs, strict=True)
+        tokens = [appended[3] for appended in answer]
+        rows = zip(
+            range(len(tasks)),
+            tokens,
+            tasks,
+            args,
+            options,
+            repeat(1),
+            repeat(0),
+            repeat(0),
+            repeat(0),
+            most,
+            strict=False,
+        )
+        self._dispatcher.granted(
+            waiting_of(submission.jobs),
+            slots,
+            [_claimed(row) if row[1] else None for row in rows],
+            refused=True,
+        )
+
+    def abandon(
+        self, submission: Submission, slots: Sequence[WorkerSession], error: BaseException
+    ) -> None:
+        """Give the slots back after an error; if the rows may be there all the same, look."""
+        name = submission.jobs[0].queue
+        for session, taken in Counter(slots).items():
+            session.reserved[name] -= taken
+        self._kernel.claiming[name] -= len(slots)
+        if isinstance(error, Unavailable):
+            self._kernel.spawn(self._give_back(submission))
+
+    def _take_slots(self, name: str, count: int) -> list[WorkerSession] | None:
+        """Reserve slots of waiting polls, spread evenly; None: there are not so many."""
+        kernel = self._kernel
+        queue = kernel.queues.get(name)
+        sessions = list(kernel.sessions.waiting.get(name, {}).values())
+        if kernel.draining or queue.paused or not sessions:
+            return None
+        if queue.max_running is not None:
+            busy = kernel.leases.running[name] + kernel.claiming[name]
+            if not kernel.recovered or busy + count > queue.max_running:
+                return None
+        free = [session.free(name) for session in sessions]
+        if sum(free) < count:
+            return None
+        slots: list[WorkerSession] = []
+        share = -(-count // len(sessions))
+        for bound in (share, count):
+            for place, session in enumerate(sessions):
+                taken = max(0, min(bound, free[place], count - len(slots)))
+                free[place] -= taken
+                slots += [session] * taken
+        for session, taken in Counter(slots).items():
+            session.reserved[name] += taken
+        kernel.claiming[name] += count
+        return slots
+
+    async def _give_back(self, submission: Submission) -> None:
+        """Release what was written and nobody heard of: it was never sent."""
+        kernel = self._kernel
+        refs = [(row.id, row.scheduled_at_ms) for row in submission.jobs]
+        while True:
+            await asyncio.sleep(_RETRY_MS / 1000)
+            try:
+                rows = await kernel.store.find(refs)
+            except Unavailable:
+                if kernel.draining:
+                    return
+                continue
+            self._settler.release([self._lease(row) for row in rows if self._is_orphan(row)])
+            return
+
+    def _is_orphan(self, row: Job | None) -> TypeGuard[Job]:
+        return (
+            row is not None
+            and row.state is State.RUNNING
+            and row.owner == self._kernel.boot_id
+            and self._kernel.leases.get(row.id) is None
+        )
+
+    def _lease(self, row: Job) -> Lease:
+        kernel = self._kernel
+        terms = kernel.terms.of(kernel.queues.get(row.queue), row.options)
+        lease = adopt(running_of(row), row.shard, terms, kernel.clock.monotonic_ms())
+        kernel.leases.add(lease)
+        return lease
