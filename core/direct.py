@@ -45,7 +45,7 @@ class DirectStart:
         _, _, run_ats, _, expires, shards, _, _, queues, *_ = zip(*submission.jobs, strict=True)
         count, name = len(queues), queues[0]
         if (
-            name not in kernel.sessions.waiting
+            name not in kernel.sessions.offers
             or submission.keys
             or queues.count(name) != count
             or max(run_ats) > kernel.clock.now_ms()
@@ -103,10 +103,11 @@ class DirectStart:
             self._kernel.spawn(self._give_back(submission))
 
     def _take_slots(self, name: str, count: int) -> list[WorkerSession] | None:
-        """Reserve slots of waiting polls, spread evenly; None: there are not so many."""
+        """Reserve slots that are offered, spread evenly; None: there are not so many."""
+        self._kernel.sessions.lapse(self._kernel.clock.monotonic_ms())
         kernel = self._kernel
         queue = kernel.queues.get(name)
-        sessions = list(kernel.sessions.waiting.get(name, {}).values())
+        sessions = list(kernel.sessions.offers.get(name, {}).values())
         if kernel.draining or queue.paused or not sessions:
             return None
         if queue.max_running is not None:

@@ -217,9 +217,10 @@ class Dispatcher:
             lag_ms.append(now_ms - lease.run_at_ms)
         for queue, lag_ms in lags.items():
             session.reserved[queue] -= len(lag_ms)
+            session.offer[queue] -= len(lag_ms)
             kernel.metrics.fired(queue, lag_ms)
             kernel.dispatched.add(queue, len(lag_ms), monotonic_ms)
-        kernel.sessions.stop_waiting(session)
+        kernel.sessions.answered(session, monotonic_ms)
         cancels, session.cancels = session.cancels, []
         session.answer(PollAnswer(batch, cancels))
 
@@ -233,6 +234,7 @@ class Dispatcher:
             or not self._kernel.owns_time()
         ):
             return
+        self._kernel.sessions.lapse(monotonic_ms)
         jobs, sessions = self._match(settings.claim_batch_max)
         if jobs:
             task = asyncio.get_running_loop().create_task(self._claim(jobs, sessions))
@@ -247,16 +249,16 @@ class Dispatcher:
                 kernel.residents.ready.depth(queue),
                 sum(session.free(queue) for session in sessions.values()),
             )
-            for queue, sessions in kernel.sessions.waiting.items()
+            for queue, sessions in kernel.sessions.offers.items()
         )
 
     def _match(self, jobs_max: int) -> tuple[list[Waiting], list[WorkerSession]]:
-        """Pair ready jobs with free slots, spread evenly over the workers that wait."""
+        """Pair ready jobs with free slots, spread evenly over the workers that offer them."""
         kernel = self._kernel
         residents = kernel.residents
         batch: list[Waiting] = []
         owners: list[WorkerSession] = []
-        for name, sessions in kernel.sessions.waiting.items():
+        for name, sessions in kernel.sessions.offers.items():
             depth = residents.ready.depth(name)
             queue = kernel.queues.get(name)
             if not depth or queue.paused:

@@ -180,7 +180,7 @@ class LocalWorker:
         """End the poll that waits: there are other slots to ask for. What it holds stays held."""
         session = self._session
         if session is not None and session.poll is not None:
-            self._kernel.sessions.stop_waiting(session)
+            self._kernel.sessions.withdraw(session)
             session.dismiss_poll(PollAnswer())
 
     async def _registered(self) -> WorkerSession:

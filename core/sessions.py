@@ -1,9 +1,10 @@
 """Worker sessions: who may run what, how much of it now, and what they hold.
 
 A session is one boot of one worker, under a random id. It declares slots per queue when it
-registers and the free ones with every poll; only a poll that waits now is given jobs. A claimed
-job is *held* until its time, then sent with the next answer; what is held or being claimed counts
-against the slots of the poll. One poll is in flight per session; repeating its `seq` repeats the
+registers and the free ones with every poll: its *offer*. What an answer leaves of it stands for
+another `OFFER_MS`, since a worker polls again at once: so claims go on meanwhile, and a busy worker
+is limited by its slots rather than by the round trips of its polls. A claimed job is *held* until
+its time, then sent with the next answer; what is held or being claimed counts against the offer. One poll is in flight per session; repeating its `seq` repeats the
 answer, so that a lost reply loses no lease.
 """
 
@@ -15,6 +16,9 @@ from collections import Counter
 from .errors import InvalidRequest, UnknownWorker
 from .lease import Lease
 from .protocol import PollAnswer
+
+OFFER_MS = 50
+"""How long after its answer what is left of a poll's slots is counted on."""
 
 
 class Poll:
@@ -40,6 +44,8 @@ class WorkerSession:
         "last_seen_ms",
         "leases",
         "name",
+        "offer",
+        "offer_until_ms",
         "outbox",
         "poll",
         "principal",
@@ -68,6 +74,9 @@ class WorkerSession:
         self.registered_at_ms = now_ms
         self.last_seen_ms = now_monotonic_ms
         self.poll: Poll | None = None
+        self.offer: dict[str, int] = {}
+        """Slots per queue: of the waiting poll, or what the last answer has left of them."""
+        self.offer_until_ms = 0
         self.asked_seq = self.answered_seq = -1
         self.copies = 0
         """Calls that asked for `asked_seq` and may still read its answer."""
@@ -91,10 +100,8 @@ class WorkerSession:
         return sum(1 for lease in self.leases.values() if lease.sent_ms)
 
     def free(self, queue: str) -> int:
-        """Return how many more jobs of the queue the waiting poll has room for."""
-        if self.poll is None:
-            return 0
-        return self.poll.slots.get(queue, 0) - self.reserved[queue]
+        """Return how many more jobs of the queue the offer has room for."""
+        return self.offer.get(queue, 0) - self.reserved[queue]
 
     def asked(self, seq: int) -> bool:
         """Note a call; False if a later one has overtaken it, and nobody waits for its answer."""
@@ -167,8 +174,9 @@ class Sessions:
     def __init__(self, sessions_max: int) -> None:
         self._sessions: dict[str, WorkerSession] = {}
         self._sessions_max = sessions_max
-        self.waiting: dict[str, dict[str, WorkerSession]] = {}
-        """Queue → sessions with a poll that has slots for it, longest waiting first."""
+        self.offers: dict[str, dict[str, WorkerSession]] = {}
+        """Queue → sessions that offer slots for it, the longest first."""
+        self._lapsing: dict[str, WorkerSession] = {}
 
     def add(self, session: WorkerSession) -> None:
         """Keep a new session; raise `InvalidRequest` when there are too many."""
@@ -193,24 +201,37 @@ class Sessions:
 
     def remove(self, session: WorkerSession) -> None:
         """Forget a session; its poll, if one waits, gets an empty answer."""
+        self.withdraw(session)
         if session.poll is not None:
-            self.stop_waiting(session)
             session.answer(PollAnswer())
         self._sessions.pop(session.worker_id, None)
 
     def start_waiting(self, session: WorkerSession, poll: Poll) -> None:
         """Note that the session's poll waits."""
+        self.withdraw(session)
         session.poll = poll
-        for queue, slots in poll.slots.items():
-            if slots > 0:
-                self.waiting.setdefault(queue, {})[session.worker_id] = session
+        session.offer = {queue: slots for queue, slots in poll.slots.items() if slots > 0}
+        for queue in session.offer:
+            self.offers.setdefault(queue, {})[session.worker_id] = session
 
-    def stop_waiting(self, session: WorkerSession) -> None:
-        """Note that the session's poll is about to be answered."""
-        assert session.poll is not None
-        for queue in session.poll.slots:
-            waiting = self.waiting.get(queue)
-            if waiting is not None:
-                waiting.pop(session.worker_id, None)
-                if not waiting:
-                    del self.waiting[queue]
+    def answered(self, session: WorkerSession, now_monotonic_ms: int) -> None:
+        """Note that the session's poll is about to be answered; what is left of its offer stands."""
+        session.offer_until_ms = now_monotonic_ms + OFFER_MS
+        self._lapsing[session.worker_id] = session
+
+    def lapse(self, now_monotonic_ms: int) -> None:
+        """Withdraw the offers of those who did not poll again in time."""
+        if self._lapsing:
+            for session in list(self._lapsing.values()):
+                if session.offer_until_ms <= now_monotonic_ms:
+                    self.withdraw(session)
+
+    def withdraw(self, session: WorkerSession) -> None:
+        """Take the session's offer back."""
+        self._lapsing.pop(session.worker_id, None)
+        offer, session.offer = session.offer, {}
+        for queue in offer:
+            offering = self.offers[queue]
+            offering.pop(session.worker_id, None)
+            if not offering:
+                del self.offers[queue]

@@ -91,7 +91,7 @@ class Workers:
             return answer
         if session.poll is not None:
             # The client gave the earlier one up: it may not get jobs that nobody would read.
-            kernel.sessions.stop_waiting(session)
+            kernel.sessions.withdraw(session)
             session.dismiss_poll(PollAnswer())
         slots = {queue: min(count, session.queues.get(queue, 0)) for queue, count in slots.items()}
         poll = Poll(seq, slots)
@@ -153,11 +153,12 @@ class Workers:
 
     def _give_up(self, session: WorkerSession, poll: Poll) -> None:
         if session.poll is poll:
-            self._kernel.sessions.stop_waiting(session)
             cancels, session.cancels = session.cancels, []
             if poll.answer.cancelled():
+                self._kernel.sessions.withdraw(session)
                 session.poll, session.cancels = None, cancels
             else:
+                self._kernel.sessions.answered(session, self._kernel.clock.monotonic_ms())
                 session.answer(PollAnswer(cancel=cancels))
 
     async def _settle(
