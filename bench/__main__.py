@@ -135,8 +135,8 @@ def _end(results: Results, names: set[str]) -> None:
 @click.option("--seconds", default=30.0, show_default=True, help="For how long.")
 @click.option("--batch", default=200, show_default=True, help="Jobs per POST.")
 @click.option("--single", is_flag=True, help="One job per POST.")
-@click.option("--workers", default=1, show_default=True, help="Worker processes.")
-@click.option("--slots", default=2_000, show_default=True, help="Slots of each.")
+@click.option("--workers", default=2, show_default=True, help="Worker processes.")
+@click.option("--slots", default=4_000, show_default=True, help="Slots of each.")
 @click.option("--lead", default=0.0, show_default=True, help="Due so many seconds later.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def rate(as_json: bool, **options: Any) -> None:

@@ -27,7 +27,7 @@ from tickwheel.storage import EmbeddedPostgres
 from .processes import finish, parent, tickwheel
 from .stamps import RUN_BYTES
 
-SLOTS = 2_000
+SLOTS = 4_000
 REGISTER_SECONDS_MAX = 30.0
 WORKER = "tickwheel.bench.noop:worker"
 

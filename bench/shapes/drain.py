@@ -21,7 +21,7 @@ CONNECTIONS = 8
 DRAINING = ("postgres", "scheduler", "workers")
 
 
-def measure(jobs: int, workers: int = 1) -> Callable[[Note], Awaitable[Measurement]]:
+def measure(jobs: int, workers: int = 2) -> Callable[[Note], Awaitable[Measurement]]:
     """Return the phase: `jobs` waiting, drained by `workers` processes."""
     plan = Plan(0, -(-jobs // BATCH), BATCH, CONNECTIONS)
 

@@ -32,7 +32,7 @@ _prepared: dict[int, tempfile.TemporaryDirectory[str]] = {}
 
 
 def measure(
-    rate: float, seconds: float, waiting: int = 0, workers: int = 1
+    rate: float, seconds: float, waiting: int = 0, workers: int = 2
 ) -> Callable[[Note], Awaitable[Measurement]]:
     """Return the phase: `rate` jobs due a second for `seconds`, among `waiting` others."""
     plan = spread(rate, seconds)

@@ -26,7 +26,7 @@ GROWTH_MS_MAX = 20.0
 
 
 def measure(
-    rate: float, seconds: float, batch: int = 200, single: bool = False, workers: int = 1
+    rate: float, seconds: float, batch: int = 200, single: bool = False, workers: int = 2
 ) -> Callable[[Note], Awaitable[Measurement]]:
     """Return the phase: `rate` jobs a second for `seconds`, `batch` of them per POST."""
     plan = plan_of(rate, seconds, batch, single)

@@ -58,7 +58,7 @@ _SETTLED = re.compile(r"^tickwheel_attempts_settled_total{(.*)} (\S+)$", re.MULT
 
 
 def measure(
-    rate: float, seconds: float, batch: int = BATCH, workers: int = 1
+    rate: float, seconds: float, batch: int = BATCH, workers: int = 2
 ) -> Callable[[Note], Awaitable[Measurement]]:
     """Return the phase: `rate` jobs a second for `seconds`, `batch` of them per POST."""
     plan = plan_of(rate, seconds, batch)
