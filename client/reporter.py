@@ -20,6 +20,8 @@ LOG = logging.getLogger("tickwheel.worker")
 ITEMS_MAX = 1_000
 BYTES_MAX = 4 * 1024 * 1024
 IN_FLIGHT_MAX = 2
+GATHER_SECONDS = 0.005
+"""A report that isn't full goes out so long after the one before: a job's end is in no hurry."""
 PENDING_MAX = 10_000
 """Past so many unanswered items a worker asks for no more jobs."""
 
@@ -71,6 +73,7 @@ class Reporter:
         self._full: deque[Batch] = deque()
         self._senders: set[asyncio.Task[None]] = set()
         self._in_flight = 0
+        self._not_before = 0.0
         self._emptied = asyncio.Event()
         self.unanswered = 0
 
@@ -113,16 +116,23 @@ class Reporter:
         sender = asyncio.current_task()
         assert sender is not None
         try:
-            # The attempts that end in this turn of the loop come along.
-            await asyncio.sleep(0)
+            # The attempts that end in this turn of the loop come along, and if we sent just now,
+            # those of the next few milliseconds.
+            await self._gather()
             while (batch := self._next()) is not None:
                 self._in_flight += 1
                 await self._deliver(batch)
                 self._in_flight -= 1
                 self.unanswered -= batch.count
                 self._emptied.set()
+                await self._gather()
         finally:
             self._senders.discard(sender)
+
+    async def _gather(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0 if self._full else max(0.0, self._not_before - loop.time()))
+        self._not_before = loop.time() + GATHER_SECONDS
 
     def _next(self) -> Batch | None:
         if self._full:

@@ -263,6 +263,23 @@ async def test_only_full_reports_go_out_beside_another() -> None:
     assert sender.unanswered == 0
 
 
+async def test_what_ends_just_after_a_report_goes_out_together() -> None:
+    counts: list[int] = []
+
+    async def post(body: bytes) -> None:
+        counts.append(body.count(b"job_id"))
+
+    sender = reporter.Reporter(post, lambda task: task.result())
+    sender.add("released", [item(0)], ITEM_BYTES)
+    while not counts:
+        await asyncio.sleep(0)
+    for number in range(1, 4):
+        sender.add("released", [item(number)], ITEM_BYTES)
+        await asyncio.sleep(0)
+    await sender.flush()
+    assert counts == [1, 3]
+
+
 async def test_reports_that_pile_up_are_waited_for() -> None:
     gate = asyncio.Event()
 
