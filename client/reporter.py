@@ -20,8 +20,8 @@ LOG = logging.getLogger("tickwheel.worker")
 ITEMS_MAX = 1_000
 BYTES_MAX = 4 * 1024 * 1024
 IN_FLIGHT_MAX = 2
-GATHER_SECONDS = 0.005
-"""A report that isn't full goes out so long after the one before: a job's end is in no hurry."""
+GATHER_SECONDS = 0.01
+"""A report that isn't full goes out so long after the one before: the end of a job is in no hurry."""
 PENDING_MAX = 10_000
 """Past so many unanswered items a worker asks for no more jobs."""
 
