@@ -12,14 +12,14 @@ of the submission has a slot.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 from typing import TypeGuard
 
 from .dispatcher import Dispatcher
-from .errors import Unavailable
+from .errors import OutcomeUnknown, Unavailable
 from .job import Appended, Claimed, Job, Start, State, Submission, waiting_of
 from .kernel import Kernel
 from .lease import Lease, adopt
@@ -38,6 +38,7 @@ class DirectStart:
         self._kernel = kernel
         self._dispatcher = dispatcher
         self._settler = settler
+        self._doubtful: deque[tuple[Submission, Sequence[WorkerSession]]] = deque()
 
     def reserve(self, submission: Submission) -> list[WorkerSession] | None:
         """Reserve a slot for each job; None if not all have one, or somebody waits before them."""
@@ -94,13 +95,19 @@ class DirectStart:
     def abandon(
         self, submission: Submission, slots: Sequence[WorkerSession], error: BaseException
     ) -> None:
-        """Give the slots back after an error; if the rows may be there all the same, look."""
+        """Give the slots back after an error; if the rows may be there all the same, look first."""
+        if not isinstance(error, OutcomeUnknown):
+            self._free(submission, slots)
+            return
+        self._doubtful.append((submission, slots))
+        if len(self._doubtful) == 1:
+            self._kernel.spawn(self._give_back())
+
+    def _free(self, submission: Submission, slots: Sequence[WorkerSession]) -> None:
         name = submission.jobs[0].queue
         for session, taken in Counter(slots).items():
             session.reserved[name] -= taken
         self._kernel.claiming[name] -= len(slots)
-        if isinstance(error, Unavailable):
-            self._kernel.spawn(self._give_back(submission))
 
     def _take_slots(self, name: str, count: int) -> list[WorkerSession] | None:
         """Reserve slots that are offered, spread evenly; None: there are not so many."""
@@ -129,20 +136,25 @@ class DirectStart:
         kernel.claiming[name] += count
         return slots
 
-    async def _give_back(self, submission: Submission) -> None:
-        """Release what was written and nobody heard of: it was never sent."""
+    async def _give_back(self) -> None:
+        """Release what was written and nobody heard of: it was never sent.
+
+        The doubtful keep their slots until it is known, which is what bounds their number.
+        """
         kernel = self._kernel
-        refs = [(row.id, row.scheduled_at_ms) for row in submission.jobs]
-        while True:
+        while self._doubtful:
             await asyncio.sleep(_RETRY_MS / 1000)
+            submission, slots = self._doubtful[0]
+            refs = [(row.id, row.scheduled_at_ms) for row in submission.jobs]
             try:
                 rows = await kernel.store.find(refs)
             except Unavailable:
-                if kernel.draining:
-                    return
-                continue
+                if not kernel.draining:
+                    continue
+                rows = []
             self._settler.release([self._lease(row) for row in rows if self._is_orphan(row)])
-            return
+            self._free(submission, slots)
+            self._doubtful.popleft()
 
     def _is_orphan(self, row: Job | None) -> TypeGuard[Job]:
         return (

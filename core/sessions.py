@@ -101,7 +101,7 @@ class WorkerSession:
 
     def free(self, queue: str) -> int:
         """Return how many more jobs of the queue the offer has room for."""
-        return self.offer.get(queue, 0) - self.reserved[queue]
+        return max(0, self.offer.get(queue, 0) - self.reserved[queue])
 
     def asked(self, seq: int) -> bool:
         """Note a call; False if a later one has overtaken it, and nobody waits for its answer."""

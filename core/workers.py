@@ -104,6 +104,7 @@ class Workers:
         except asyncio.CancelledError:
             if session.poll in (None, poll):
                 # Its worker hung up, maybe for ever: others needn't wait until it is missed.
+                kernel.sessions.withdraw(session)
                 self._settler.release(
                     [each for each in session.leases.values() if not each.sent_ms]
                 )
@@ -174,6 +175,11 @@ class Workers:
                 looked.append(found.lease or found.status)
             else:
                 looked.append(known)
+        for place, (item, lease) in enumerate(zip(items, looked, strict=True)):
+            # Another report may have begun with it while a row was read: only its end is an answer.
+            while not isinstance(lease, str) and lease.settling is not None:
+                found = await self._find(session, *item)
+                lease = looked[place] = found.lease or found.status
         # From here on nothing is awaited until all are marked: nobody settles them beside us.
         now_ms = kernel.clock.now_ms()
         results: builtins.list[tuple[str, Status]] = []
@@ -183,7 +189,7 @@ class Workers:
         for place, ((job_id, token, outcome), lease) in enumerate(zip(items, looked, strict=True)):
             if isinstance(lease, str):
                 results.append((job_id, lease))
-            elif lease.settling is not None or lease in taken:
+            elif lease in taken:
                 results.append((job_id, "duplicate"))
             else:
                 taken.add(lease)

@@ -1,7 +1,8 @@
 """Submissions into Postgres.
 
-Plain jobs go by COPY straight into their partition. All submissions of a call go in one
-transaction, but for those of several jobs with keys: these may have to be taken back one by one.
+Plain jobs go by COPY straight into their partition. All submissions of a call without keys go in one
+transaction, and all of one job with a key in another; those of several jobs with keys each have
+their own, since they may have to be taken back one by one.
 
 A key is taken by one INSERT, which overwrites a key that has expired and locks one that has not;
 so whoever comes second waits for the first one's commit, and then reads what it says. Keys are
@@ -50,14 +51,18 @@ class PgAppend(PgBase):
     async def append(self, submissions: Sequence[Submission], now_ms: int) -> list[Answer]:
         """Insert each submission's jobs, all of one or none of it."""
         answers: dict[int, Answer] = {}
-        together: list[int] = []
+        plain: list[int] = []
+        keyed: list[int] = []
         alone: list[list[int]] = []
         for place, submission in enumerate(submissions):
-            if submission.keys and len(submission.jobs) > 1:
-                alone.append([place])
+            if not submission.keys:
+                plain.append(place)
+            elif len(submission.jobs) == 1:
+                keyed.append(place)
             else:
-                together.append(place)
-        for group in [together, *alone] if together else alone:
+                alone.append([place])
+        # The plain ones last: what starts at once must not be written by a call that then fails.
+        for group in filter(None, [*alone, keyed, plain]):
             try:
                 part = await self._append([submissions[place] for place in group], now_ms)
             except Unavailable as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tickwheel.core.errors import InvalidRequest
-from tickwheel.core.job import Job, JobOptions, NewJob, State, Submission
+from tickwheel.core.job import Appended, Job, JobOptions, NewJob, Start, State, Submission
 from tickwheel.storage import PostgresStore
-from tickwheel.storage.link import COPY_BYTES_MAX
+from tickwheel.storage.link import COPY_BYTES_MAX, Link
 
 from .postgres_kit import new_schema, opened
 
@@ -90,6 +91,50 @@ def test_rows_come_back_as_they_were_copied(
     module_runner.run(store.append([Submission(tuple(jobs))], NOW))
     rows = module_runner.run(store.find([(job.id, job.scheduled_at_ms) for job in jobs]))
     assert rows == [row_of_new(job) for job in jobs]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(new_jobs(), st.none() | TEXT), min_size=1, max_size=12),
+    TEXT,
+    st.integers(0, END_9999_MS),
+)
+def test_rows_that_start_come_back_among_those_that_wait(
+    store: PostgresStore,
+    module_runner: asyncio.Runner,
+    jobs: list[tuple[NewJob, str | None]],
+    owner: str,
+    now_ms: int,
+) -> None:
+    batch = [
+        Submission((job,), start=None if worker_id is None else Start(owner, [worker_id]))
+        for job, worker_id in jobs
+    ]
+    answers = module_runner.run(store.append(batch, now_ms))
+    rows = module_runner.run(store.find([(job.id, job.scheduled_at_ms) for job, _ in jobs]))
+    token = module_runner.run(store._pool.run(_timeline)) << 32 | 1
+    assert rows == [
+        row_of_new(job)
+        if worker_id is None
+        else replace(
+            row_of_new(job),
+            state=State.RUNNING,
+            attempt=1,
+            fencing_token=token,
+            owner=owner,
+            worker_id=worker_id,
+            started_at_ms=now_ms,
+        )
+        for job, worker_id in jobs
+    ]
+    assert answers == [
+        [Appended(job.id, job.run_at_ms, False, 0 if worker_id is None else token)]
+        for job, worker_id in jobs
+    ]
+
+
+async def _timeline(link: Link) -> int:
+    return link.timeline
 
 
 def test_rows_of_many_messages_come_back(

@@ -25,7 +25,7 @@ from conformance.rows import (
 )
 
 from tickwheel.core.errors import OutcomeUnknown, Unavailable
-from tickwheel.core.job import Appended, State, Submission
+from tickwheel.core.job import Appended, Start, State, Submission
 from tickwheel.core.ports import NewTick
 from tickwheel.core.schedule import JobTemplate, ScheduleSpec
 from tickwheel.storage import PostgresStore
@@ -55,6 +55,25 @@ async def append_plain(store: PostgresStore) -> None:
         [Appended(jobs[0].id, NOW, False)],
         [Appended(job.id, job.run_at_ms, False) for job in jobs[1:]],
     ]
+    assert await ids(store) == {job.id for job in jobs}
+
+
+async def append_started(store: PostgresStore) -> None:
+    jobs = [new_job(), new_job(NOW - DAY), new_job()]
+    start = Start(OWNER, ["worker-1", "worker-2"])
+    waits, starts = Submission((jobs[2],)), Submission(tuple(jobs[:2]), start=start)
+    answers = await store.append([waits, starts], NOW)
+    rows = [await row_of(store, job.id) for job in jobs]
+    assert answers == [
+        [Appended(jobs[2].id, NOW, False)],
+        [Appended(row.id, row.run_at_ms, False, row.fencing_token) for row in rows[:2]],
+    ]
+    assert [(row.state, row.attempt, row.owner, row.worker_id) for row in rows] == [
+        (State.RUNNING, 1, OWNER, "worker-1"),
+        (State.RUNNING, 1, OWNER, "worker-2"),
+        (State.SCHEDULED, 0, None, None),
+    ]
+    assert all(row.fencing_token for row in rows[:2])
     assert await ids(store) == {job.id for job in jobs}
 
 
@@ -187,6 +206,7 @@ async def ids(store: PostgresStore) -> set[str]:
 
 CALLS = [
     append_plain,
+    append_started,
     append_keyed,
     append_several_keyed,
     claim_two_days,

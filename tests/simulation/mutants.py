@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from tickwheel.core.job import (
+    Appended,
     Claimed,
     Ending,
     Job,
     NewJob,
     Settlement,
     State,
+    Submission,
     Success,
     Waiting,
 )
@@ -129,3 +131,25 @@ class LosesRows(MemoryStore):
     def __init__(self, *args: int, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self._tables = _LosesRows(len(self._tables.shards))
+
+    def _start(self, submission: Submission, now_ms: int) -> list[Appended]:
+        if all(job.id in self._tables.jobs for job in submission.jobs):
+            return super()._start(submission, now_ms)
+        return [Appended(job.id, job.run_at_ms, False) for job in submission.jobs]
+
+
+class StartsOnlyInItsAnswer(MemoryStore):
+    def _start(self, submission: Submission, now_ms: int) -> list[Appended]:
+        before = {job.id: self._tables.snapshot(job.id) for job in submission.jobs}
+        answers = super()._start(submission, now_ms)
+        for job_id, job in before.items():
+            if job is not None:
+                self._tables.jobs[job_id] = job
+        return answers
+
+
+class StartsWithoutAToken(MemoryStore):
+    def _start(self, submission: Submission, now_ms: int) -> list[Appended]:
+        for job in submission.jobs:
+            self._tables.jobs[job.id].state = State.RUNNING
+        return [Appended(job.id, job.run_at_ms, False, 1) for job in submission.jobs]

@@ -131,6 +131,7 @@ class Rows:
         before = was.state if was is not None else None
         if was is None and now.state is State.RUNNING and name == "append":
             # Written as claimed: as if it had been inserted first, and claimed then.
+            self._trace.note(f"direct-start {job.id[-6:]}")
             fits = self._claimed(job, now._replace(token=0, attempt=0), now)
         elif was is None:
             fits = now.state is State.SCHEDULED and not (now.token or now.attempt or now.failures)

@@ -10,7 +10,10 @@ from simulation import mutants
 from simulation.faults import Faults, Shape
 from simulation.world import run_seed
 
+from tickwheel.core.direct import DirectStart
 from tickwheel.core.dispatcher import Dispatcher
+from tickwheel.core.errors import Unavailable
+from tickwheel.core.job import Submission
 from tickwheel.core.kernel import QueueBook
 from tickwheel.core.loader import Loader
 from tickwheel.core.queue import Queue
@@ -37,13 +40,16 @@ _ROUGH = Faults(
     worker_pause_count=2,
     scheduler_kill_count=2,
 )
+_DOUBTFUL = Faults(store_unknown_share=0.2)
 _BUSY = Shape(clients=4, op_every_ms=300, max_running=(None, 2), fail_share=0.5, schedules=1)
 
 
-def caught(store: type[MemoryStore] = MemoryStore, shape: Shape = _BUSY) -> str:
+def caught(
+    store: type[MemoryStore] = MemoryStore, shape: Shape = _BUSY, faults: Faults = _ROUGH
+) -> str:
     """Return the first invariant that breaks."""
     for seed in range(_SEEDS_MAX):
-        violation = run_seed(seed, faults=_ROUGH, shape=shape, store=store).violation
+        violation = run_seed(seed, faults=faults, shape=shape, store=store).violation
         if violation is not None:
             return violation.partition(":")[0]
     return "nothing"
@@ -65,6 +71,8 @@ def caught(store: type[MemoryStore] = MemoryStore, shape: Shape = _BUSY) -> str:
         (mutants.PausesNothing, "pause"),
         (mutants.TicksTwice, "I10"),
         (mutants.LosesRows, "I1"),
+        (mutants.StartsOnlyInItsAnswer, "I7"),
+        (mutants.StartsWithoutAToken, "I5"),
     ],
 )
 def test_a_store_without_a_guard_is_caught(store: type[MemoryStore], invariants: str) -> None:
@@ -100,6 +108,41 @@ def test_a_queue_limit_that_is_ignored_is_caught(monkeypatch: pytest.MonkeyPatch
         QueueBook, "get", lambda self, name: replace(get(self, name), max_running=None)
     )
     assert caught() == "I15"
+
+
+def test_a_limit_that_direct_starts_ignore_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_slots = DirectStart._take_slots
+
+    def greedy(self: DirectStart, name: str, count: int) -> list[WorkerSession] | None:
+        book = self._kernel.queues
+        queue = book.get(name)
+        book._queues[name] = replace(queue, max_running=None)
+        slots = take_slots(self, name, count)
+        book._queues[name] = queue
+        return slots
+
+    monkeypatch.setattr(DirectStart, "_take_slots", greedy)
+    assert caught() == "I15"
+
+
+def test_slots_that_a_failed_append_keeps_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaky(self: DirectStart, submission: Submission, _: object, error: BaseException) -> None:
+        if isinstance(error, Unavailable):
+            self._kernel.spawn(self._give_back(submission))
+
+    monkeypatch.setattr(DirectStart, "abandon", leaky)
+    assert caught(shape=replace(_BUSY, max_running=(1, 1)), faults=_DOUBTFUL) == "I4"
+
+
+def test_starts_that_nobody_heard_of_and_nobody_looks_for_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(DirectStart, "_give_back", nothing)
+    monkeypatch.setattr(Sweeper, "_adopt", lambda *_: None)
+    assert caught(shape=replace(_BUSY, max_running=(None, None)), faults=_DOUBTFUL) == "I4"
 
 
 def test_running_rows_that_nobody_adopts_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

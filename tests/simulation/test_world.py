@@ -85,6 +85,7 @@ def test_the_seeds_meet_every_kind_of_fault() -> None:
     assert {
         "clock",
         "crash",
+        "direct-start",
         "found-by-sweep",
         "hang-up",
         "kill",

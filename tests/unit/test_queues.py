@@ -18,6 +18,7 @@ from unit.rig import (
 
 from tickwheel.core import JobOptions, NotFound, Queue, State
 from tickwheel.core.protocol import Outcome
+from tickwheel.core.sessions import OFFER_MS
 from tickwheel.core.testing import VirtualClock, run
 
 
@@ -96,6 +97,7 @@ def test_a_purge_cancels_what_waits_and_nothing_else() -> None:
             hand = await Hand(scheduler).join()
             await submit(scheduler, 2)
             running = await hand.poll()
+            await asyncio.sleep(OFFER_MS / 1_000)
             [job_id, *_] = await submit(scheduler, 700)
             await submit(scheduler, 800, delay_ms=HOUR)
             await submit(scheduler, 3, queue="other")

@@ -7,6 +7,7 @@ import random
 
 from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_of, submit
 
+from tickwheel.core import Unavailable
 from tickwheel.core.ids import mint
 from tickwheel.core.job import State
 from tickwheel.core.lifecycle import settle_lost
@@ -130,5 +131,22 @@ def test_a_lease_that_another_report_settles_while_a_row_is_read_is_settled_once
             assert (await alone).results == [(lease.id, "ok")]
             assert [status for _, status in (await both).results] == ["duplicate", "stale"]
             books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_no_repeat_of_a_report_is_answered_before_a_commit() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            [job_id] = await submit(scheduler)
+            [lease] = await hand.poll()
+            store.delay_ms, store.down = 10, True
+            reports = [asyncio.create_task(hand.report(lease)) for _ in range(3)]
+            answers = await asyncio.gather(*reports, return_exceptions=True)
+            assert [type(answer) for answer in answers] == [Unavailable] * 3
+            store.down = False
+            assert (await hand.report(lease)).results == [(job_id, "ok")]
 
     run(scenario)

@@ -12,7 +12,7 @@ from tickwheel.core.job import Claimed, Waiting
 from tickwheel.core.lease import Lease
 from tickwheel.core.protocol import PollAnswer
 from tickwheel.core.queue import Queue
-from tickwheel.core.sessions import Poll, Sessions, WorkerSession
+from tickwheel.core.sessions import OFFER_MS, Poll, Sessions, WorkerSession
 
 
 def session_of(worker_id: str = "w", principal: str = "") -> WorkerSession:
@@ -30,16 +30,45 @@ def with_outbox(session: WorkerSession, *leases: Lease) -> None:
         session.leases[lease.id] = session.outbox[lease.id] = lease
 
 
-async def test_a_poll_waits_for_the_queues_that_it_has_slots_for() -> None:
+async def test_a_poll_offers_the_queues_that_it_has_slots_for() -> None:
     sessions, session = Sessions(9), session_of()
     sessions.add(session)
     sessions.start_waiting(session, Poll(1, {"a": 2, "b": 0}))
-    assert list(sessions.waiting) == ["a"]
+    assert sessions.offers == {"a": {"w": session}}
     assert (session.free("a"), session.free("b"), session.free("c")) == (2, 0, 0)
     session.reserved["a"] += 1
     assert (session.free("a"), session.held) == (1, 1)
-    sessions.stop_waiting(session)
-    assert sessions.waiting == {}
+    sessions.withdraw(session)
+    assert sessions.offers == {}
+    assert session.free("a") == 0
+
+
+async def test_what_an_answer_leaves_of_an_offer_stands_for_50_ms_and_not_longer() -> None:
+    assert OFFER_MS == 50
+    sessions, session = Sessions(9), session_of()
+    sessions.add(session)
+    sessions.start_waiting(session, Poll(1, {"a": 2}))
+    sessions.lapse(1 << 60)
+    assert session.free("a") == 2, "the offer of a poll that waits does not lapse"
+    sessions.answered(session, 1_000)
+    session.answer(PollAnswer())
+    sessions.lapse(1_000 + OFFER_MS - 1)
+    assert (session.free("a"), sessions.offers) == (2, {"a": {"w": session}})
+    sessions.lapse(1_000 + OFFER_MS)
+    assert (session.free("a"), sessions.offers) == (0, {})
+
+
+async def test_the_next_poll_replaces_what_was_left_of_an_offer() -> None:
+    sessions, session, other = Sessions(9), session_of(), session_of("v")
+    for each in (session, other):
+        sessions.add(each)
+        sessions.start_waiting(each, Poll(1, {"a": 2, "b": 1}))
+    sessions.answered(session, 1_000)
+    session.answer(PollAnswer())
+    sessions.start_waiting(session, Poll(2, {"a": 1}))
+    sessions.lapse(2_000)
+    assert (session.free("a"), session.free("b")) == (1, 0)
+    assert sessions.offers == {"a": {"v": other, "w": session}, "b": {"v": other}}
 
 
 async def test_a_batch_keeps_to_slots_number_and_size() -> None:
@@ -130,4 +159,4 @@ async def test_a_session_that_is_removed_answers_its_poll() -> None:
     sessions.remove(session)
     async with asyncio.timeout(1):
         assert await poll.answer == PollAnswer()
-    assert (sessions.waiting, sessions.find("w"), sessions.all()) == ({}, None, [])
+    assert (sessions.offers, sessions.find("w"), sessions.all()) == ({}, None, [])

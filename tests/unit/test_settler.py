@@ -11,6 +11,7 @@ from tickwheel.core import Unavailable
 from tickwheel.core.job import State
 from tickwheel.core.metrics import NoMetrics
 from tickwheel.core.protocol import Outcome
+from tickwheel.core.sessions import OFFER_MS
 from tickwheel.core.testing import VirtualClock, run
 
 
@@ -160,6 +161,7 @@ def test_each_way_to_end_is_counted_by_its_name() -> None:
             hand = await Hand(scheduler).join()
             await submit(scheduler, 5)
             leases = await hand.poll()
+            await asyncio.sleep(OFFER_MS / 1_000)
             await hand.report(leases[0])
             await hand.report(leases[1], outcome=Outcome("failed"))
             await hand.report(leases[2], outcome=Outcome("failed", retryable=False))

@@ -1,0 +1,198 @@
+"""Submissions that start at once: the row is what an append and a claim would have left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from conformance.rows import (
+    DAY,
+    HOUR,
+    LANE,
+    NOW,
+    OWNER,
+    SECOND,
+    claim,
+    end_of,
+    key,
+    load,
+    loaded_ids,
+    new_job,
+    retry,
+    row_of,
+    settle,
+)
+
+from tickwheel.core.job import (
+    CURSOR_START,
+    Appended,
+    Job,
+    JobOptions,
+    NewJob,
+    Start,
+    State,
+    Submission,
+)
+from tickwheel.core.ports import Store
+
+
+def started(*jobs: NewJob, workers: Sequence[str] = (), owner: str = OWNER) -> Submission:
+    return Submission(jobs, start=Start(owner, workers or ["worker-1"] * len(jobs)))
+
+
+async def start_all(store: Store, submission: Submission, now_ms: int = NOW) -> list[Job]:
+    """Append a submission that starts; return its rows."""
+    [answer] = await store.append([submission], now_ms)
+    rows = [await row_of(store, job.id) for job in submission.jobs]
+    assert answer == [Appended(row.id, row.run_at_ms, False, row.fencing_token) for row in rows]
+    return rows
+
+
+async def twin_of(store: Store, job: NewJob, worker_id: str, now_ms: int) -> Job:
+    """Append and claim a job that differs in its id only; return its row under the first's id."""
+    twin = job._replace(id=new_job(job.scheduled_at_ms, shard=job.shard).id)
+    await store.append([Submission((twin,))], now_ms)
+    [claimed] = await store.claim([twin.waiting], [worker_id], OWNER, now_ms)
+    assert claimed is not None
+    return replace(await row_of(store, twin.id), id=job.id)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        new_job(),
+        new_job(
+            NOW - HOUR,
+            shard=3,
+            priority=0,
+            max_attempts=9,
+            queue="mail.fast-1",
+            task="ü😀",
+            args=b'{ "to" : "\\u0000" }',
+            options=JobOptions(timeout_ms=1_500).encode(),
+            tags=("a", "", "é😀"),
+            schedule_id="nightly",
+            redriven_from=new_job().id,
+            expires_at_ms=NOW + HOUR,
+        ),
+    ],
+    ids=["plain", "everything"],
+)
+async def test_a_start_leaves_the_row_that_an_append_and_a_claim_leave(
+    store: Store, job: NewJob
+) -> None:
+    worker_id = "worker {7},\"'\\ü"
+    [row] = await start_all(store, started(job, workers=[worker_id]), NOW + 42)
+    assert row == await twin_of(store, job, worker_id, NOW + 42)
+    assert (row.state, row.attempt, row.started_at_ms) == (State.RUNNING, 1, NOW + 42)
+    assert row.fencing_token > 0
+
+
+@pytest.mark.parametrize("end", [State.SUCCEEDED, State.SCHEDULED, State.DEAD, State.CANCELLED])
+async def test_an_attempt_that_was_started_so_ends_in_every_way(store: Store, end: State) -> None:
+    [row] = await start_all(store, started(new_job()))
+    stale = end_of(replace(row, fencing_token=row.fencing_token - 1), end)
+    assert await store.settle([stale]) == [False]
+    assert (await settle(store, row, end)).state is end
+
+
+async def test_its_next_attempt_has_a_greater_token(store: Store) -> None:
+    [row] = await start_all(store, started(new_job()))
+    waiting = await retry(store, row, row.run_at_ms)
+    claimed = await claim(store, waiting)
+    assert (claimed.attempt, claimed.failures) == (2, 1)
+    assert claimed.fencing_token > row.fencing_token
+
+
+async def test_what_was_started_runs_and_does_not_wait(store: Store) -> None:
+    [row] = await start_all(store, started(new_job()))
+    assert await loaded_ids(store) == []
+    assert await store.claim([row.waiting], ["worker-2"], "boot-b", NOW) == [None]
+    running, _ = await store.running(LANE, range(8), CURSOR_START, NOW + SECOND, 10)
+    assert [(each.id, each.fencing_token, each.owner, each.attempt) for each in running] == [
+        (row.id, row.fencing_token, OWNER, 1)
+    ]
+
+
+async def test_each_job_gets_its_own_worker_on_whatever_day(store: Store) -> None:
+    jobs = [new_job(NOW - number % 3 * DAY, shard=number % 8) for number in range(12)]
+    workers = [f"worker-{number % 5}" for number in range(12)]
+    rows = await start_all(store, started(*jobs, workers=workers))
+    assert [row.worker_id for row in rows] == workers
+    assert {row.state for row in rows} == {State.RUNNING}
+
+
+async def test_a_repeated_start_answers_the_same_token_and_changes_nothing(store: Store) -> None:
+    submission = started(new_job(), new_job(NOW - DAY), workers=["a", "b"])
+    rows = await start_all(store, submission)
+    assert await start_all(store, submission, NOW + 5) == rows
+
+
+async def test_a_repeat_of_what_has_gone_on_answers_no_token(store: Store) -> None:
+    ended, waits, taken, still = jobs = [new_job() for _ in range(4)]
+    rows = await start_all(store, started(*jobs))
+    await settle(store, rows[0], State.SUCCEEDED)
+    await retry(store, rows[1], NOW)
+    again = await retry(store, rows[2], NOW)
+    await store.claim([again.waiting], ["worker-2"], "boot-b", NOW)
+    before = [await row_of(store, job.id) for job in jobs]
+    fresh = new_job()
+    [answer] = await store.append([started(*jobs, fresh)], NOW + 5)
+    token = (await row_of(store, fresh.id)).fencing_token
+    assert answer == [
+        *(Appended(job.id, NOW, False, 0) for job in (ended, waits, taken)),
+        Appended(still.id, NOW, False, rows[3].fencing_token),
+        Appended(fresh.id, NOW, False, token),
+    ]
+    assert token > 0
+    assert [await row_of(store, job.id) for job in jobs] == before
+
+
+async def test_a_start_of_what_was_appended_to_wait_claims_it_or_answers_no_token(
+    store: Store,
+) -> None:
+    job = new_job()
+    await store.append([Submission((job,))], NOW)
+    [answer] = await store.append([started(job)], NOW)
+    assert isinstance(answer, list)
+    [appended] = answer
+    row = await row_of(store, job.id)
+    assert appended.fencing_token == (row.fencing_token if row.state is State.RUNNING else 0)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)])
+async def test_of_a_mixed_batch_those_start_that_say_so(
+    store: Store, order: tuple[int, ...]
+) -> None:
+    one, two, three = new_job(), new_job(NOW - DAY), new_job()
+    waits, later = new_job(), new_job(NOW + HOUR)
+    plain = [Submission((waits, later)), started(one, two), started(three), Submission(())]
+    plain[3] = Submission((new_job(NOW + 2 * DAY),))
+    batch = [plain[place] for place in order]
+    answers = await store.append(batch, NOW)
+    for submission, answer in zip(batch, answers, strict=True):
+        assert isinstance(answer, list)
+        for job, appended in zip(submission.jobs, answer, strict=True):
+            row = await row_of(store, job.id)
+            state = State.SCHEDULED if submission.start is None else State.RUNNING
+            assert (row.state, row.attempt) == (state, int(submission.start is not None))
+            assert appended == Appended(job.id, job.run_at_ms, False, row.fencing_token)
+    assert {job[0] for job in await load(store)} == {waits.id, later.id, plain[3].jobs[0].id}
+
+
+@pytest.mark.parametrize("keyed_jobs", [1, 2])
+async def test_a_start_beside_submissions_with_keys_is_a_start(
+    store: Store, keyed_jobs: int
+) -> None:
+    jobs = tuple(new_job() for _ in range(keyed_jobs))
+    keys = tuple(key(f"k{number}") for number in range(keyed_jobs))
+    job = new_job()
+    answers = await store.append([Submission(jobs, keys), started(job)], NOW)
+    row = await row_of(store, job.id)
+    assert answers == [
+        [Appended(each.id, NOW, False) for each in jobs],
+        [Appended(job.id, NOW, False, row.fencing_token)],
+    ]
+    assert row.state is State.RUNNING
+    assert {each[0] for each in await load(store)} == {each.id for each in jobs}

@@ -1,0 +1,65 @@
+"""What the tests of direct starts share: a store that tells which jobs were written as claimed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from unit.rig import Faulty, Hand, store_of
+
+from tickwheel.core import JobSpec, Scheduler
+from tickwheel.core.job import Submission
+from tickwheel.core.lease import Lease
+from tickwheel.core.sessions import WorkerSession
+from tickwheel.core.testing import VirtualClock
+
+
+class Watched(Faulty):
+    """A store that keeps, in order, the jobs that came with a start, and those that did not.
+
+    `refuses` is raised, once, by the append that holds a job of the task `bad`; `forgetful`
+    appends ignore the start.
+    """
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(store_of(clock))
+        self.started: list[str] = []
+        self.waiting: list[str] = []
+        self.refuses: Exception | None = None
+        self.forgetful = False
+
+    async def append(self, submissions: Sequence[Submission], now_ms: int) -> Any:
+        for submission in submissions:
+            if self.refuses is not None and any(job.task == "bad" for job in submission.jobs):
+                raise self.refuses
+        for submission in submissions:
+            ids = [job.id for job in submission.jobs]
+            (self.waiting if submission.start is None else self.started).extend(ids)
+        if self.forgetful:
+            submissions = [submission._replace(start=None) for submission in submissions]
+        return await self.__getattr__("append")(submissions, now_ms)
+
+
+async def offering(
+    hand: Hand, slots: dict[str, int] | None = None, wait_ms: int = 30_000
+) -> asyncio.Task[list[Lease]]:
+    """Let a worker poll; return its poll, which has arrived by now."""
+    seq = hand.seq
+    polling = asyncio.create_task(hand.poll(wait_ms, slots))
+    while session_of(hand).asked_seq <= seq:
+        await asyncio.sleep(0)
+    return polling
+
+
+def session_of(hand: Hand) -> WorkerSession:
+    session = hand.scheduler._kernel.sessions.find(hand.worker_id)
+    assert session is not None
+    return session
+
+
+async def reserved(scheduler: Scheduler, *specs: JobSpec) -> list[str] | None:
+    """Resolve jobs and reserve slots for them; return whose, None if they are to wait."""
+    submission = await scheduler.jobs._resolver.resolve(specs)
+    slots = scheduler.jobs._direct.reserve(submission)
+    return None if slots is None else [session.worker_id for session in slots]

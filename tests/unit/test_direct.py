@@ -1,0 +1,297 @@
+"""Direct start: a due job with an offered slot is written as claimed, and nobody is passed over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import pytest
+from unit.rig import HOUR, Hand, books_balance, scheduler_on, state_of, states, submit, until
+from unit.rig_direct import Watched, offering, reserved, session_of
+
+from tickwheel.core import JobOptions, JobSpec, Queue, Scheduler
+from tickwheel.core.job import State
+from tickwheel.core.protocol import Outcome
+from tickwheel.core.testing import VirtualClock, run
+
+JOB = JobSpec("t")
+
+
+def test_a_due_job_with_an_offered_slot_is_started_by_its_append_alone() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            [job_id] = await submit(scheduler)
+            row = await scheduler.jobs.get(job_id)
+            assert (row.state, row.attempt, row.owner, row.worker_id, row.started_at_ms) == (
+                State.RUNNING, 1, scheduler._kernel.boot_id, hand.worker_id, clock.now_ms()
+            )  # fmt: skip
+            [lease] = await polling
+            assert (store.calls["append"], store.calls["claim"]) == (1, 0)
+            assert (lease.id, lease.row.attempt, lease.fencing_token) == (
+                job_id, 1, row.fencing_token
+            )  # fmt: skip
+            assert lease.fencing_token > 0
+            assert hand.lags == [0]
+            assert (await hand.report(lease)).results == [(job_id, "ok")]
+            assert await state_of(scheduler, job_id) is State.SUCCEEDED
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_batch_that_finds_slots_is_started_whole_and_in_order() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            ids = await submit(scheduler, 100)
+            leases = await polling
+            assert [lease.id for lease in leases] == ids == store.started
+            assert store.calls["claim"] == 0
+            await hand.report(*leases)
+            assert await states(scheduler) == {State.SUCCEEDED: 100}
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_what_a_job_says_of_itself_holds_for_a_direct_start() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            options = JobOptions(timeout_ms=7_000)
+            spec = JobSpec("mine", args=b'{"a":1}', priority=2, max_attempts=2, options=options)
+            [appended] = await scheduler.jobs.submit([spec])
+            [lease] = await polling
+            assert lease.row[2:] == ("mine", b'{"a":1}', options.encode(), 1, 0, 0, 0, 2)
+            assert lease.terms.timeout_ms == 7_000
+            assert lease.job[4] == "2/default"
+            for attempt, ends_as in ((1, State.SCHEDULED), (2, State.DEAD)):
+                assert lease.row.attempt == attempt
+                await hand.report(lease, outcome=Outcome("failed"))
+                assert await state_of(scheduler, appended.id) is ends_as
+                if ends_as is State.SCHEDULED:
+                    [lease] = await hand.poll(30_000)
+            assert store.started == [appended.id]
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_jobs_are_spread_evenly_over_the_workers_as_far_as_their_slots_go() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hands = [await Hand(scheduler, {"default": slots}).join() for slots in (1, 5, 5)]
+            polls = [await offering(hand) for hand in hands]
+            small, *big = (hand.worker_id for hand in hands)
+            for count, most in ((1, 1), (2, 1), (3, 1), (7, 3), (11, 5)):
+                taken = Counter(await reserved(scheduler, *[JOB] * count) or ())
+                assert taken.total() == count
+                assert taken[small] <= 1
+                assert max(taken.values()) == most
+                for hand in hands:
+                    session_of(hand).reserved.clear()
+                scheduler._kernel.claiming.clear()
+            assert Counter(await reserved(scheduler, *[JOB] * 11)) == {
+                small: 1, big[0]: 5, big[1]: 5
+            }  # fmt: skip
+            assert await reserved(scheduler, JOB) is None
+            for polling in polls:
+                polling.cancel()
+
+    run(scenario)
+
+
+async def _set_limit(scheduler: Scheduler) -> None:
+    await scheduler.queues.put(Queue("default", max_running=1))
+
+
+async def _reach_limit(scheduler: Scheduler) -> None:
+    await _set_limit(scheduler)
+    assert await reserved(scheduler, JOB) is not None
+
+
+async def _is_not_recovered(scheduler: Scheduler) -> None:
+    await _set_limit(scheduler)
+    scheduler._kernel.recovered = False
+
+
+async def _pause(scheduler: Scheduler) -> None:
+    await scheduler.queues.pause("default")
+
+
+async def _drain(scheduler: Scheduler) -> None:
+    scheduler._kernel.draining = True
+
+
+async def _lose_time(scheduler: Scheduler) -> None:
+    scheduler._kernel.owns_time = lambda: False  # type: ignore[method-assign]
+
+
+async def _lose_shards(scheduler: Scheduler) -> None:
+    for number in scheduler._kernel.residents.numbers:
+        scheduler._kernel.residents.disown(number)
+
+
+async def _leave_jobs_beyond(scheduler: Scheduler) -> None:
+    scheduler._kernel.depths.add("default", 1)
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        _reach_limit,
+        _is_not_recovered,
+        _pause,
+        _drain,
+        _lose_time,
+        _lose_shards,
+        _leave_jobs_beyond,
+    ],
+)
+def test_a_job_waits_where_it_may_not_start(
+    obstacle: Callable[[Scheduler], Awaitable[None]],
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(Watched(clock), clock) as scheduler:
+            kernel = scheduler._kernel
+            before = kernel.draining, kernel.owns_time
+            await submit(scheduler, delay_ms=HOUR)
+            await until(lambda: kernel.recovered)
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            assert await reserved(scheduler, JOB) is not None
+            session_of(hand).reserved.clear()
+            kernel.claiming.clear()
+            await obstacle(scheduler)
+            taken = +session_of(hand).reserved
+            assert await reserved(scheduler, JOB) is None
+            assert +session_of(hand).reserved == taken
+            kernel.draining, kernel.owns_time = before  # type: ignore[method-assign]
+            polling.cancel()
+
+    run(scenario)
+
+
+def test_a_limit_that_is_not_reached_or_not_there_does_not_hinder() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(Watched(clock), clock) as scheduler:
+            await scheduler.queues.put(Queue("default", max_running=3))
+            hand = await Hand(scheduler).join()
+            await until(lambda: scheduler._kernel.recovered)
+            polling = await offering(hand)
+            await submit(scheduler)
+            assert len(await polling) == 1
+            polling = await offering(hand)
+            assert await reserved(scheduler, *[JOB] * 3) is None
+            assert await reserved(scheduler, *[JOB] * 2) is not None
+            await scheduler.queues.put(Queue("default", max_running=None))
+            scheduler._kernel.recovered = False
+            assert await reserved(scheduler, JOB) is not None
+            polling.cancel()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [JobSpec("t", idempotency_key="k")],
+        [JOB, JobSpec("t", idempotency_key="k")],
+        [JobSpec("t", delay_ms=1)],
+        [JOB, JobSpec("t", delay_ms=HOUR)],
+        [JobSpec("t", start_deadline_ms=HOUR)],
+        [JOB, JobSpec("t", queue="other")],
+        [JOB] * 6,
+        [JobSpec("t", queue="third")],
+    ],
+    ids=["key", "keys", "future", "futures", "deadline", "queues", "slots", "nobody"],
+)
+def test_other_submissions_wait_and_are_claimed(specs: list[JobSpec]) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 5, "other": 5}).join()
+            polling = await offering(hand)
+            ids = [each.id for each in await scheduler.jobs.submit(specs)]
+            assert (store.started, store.waiting) == ([], ids)
+            if specs[0].queue == "default":
+                leases = await polling
+                assert leases
+                assert store.rows["claim"] >= len(leases)
+            polling.cancel()
+
+    run(scenario)
+
+
+def test_a_job_with_a_slot_between_two_polls_is_started_and_comes_with_the_next() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 2}).join()
+            polling = await offering(hand)
+            [first] = await submit(scheduler)
+            await polling
+            await asyncio.sleep(0.049)
+            [second] = await submit(scheduler)
+            [third] = await submit(scheduler)
+            assert (store.started, store.waiting) == ([first, second], [third])
+            [lease] = await hand.poll(1_000, {"default": 1})
+            assert (lease.id, lease.row.attempt) == (second, 1)
+            await asyncio.sleep(0.050)
+            [late] = await submit(scheduler)
+            assert store.waiting == [third, late]
+            assert [lease.id for lease in await hand.poll(1_000)] == [third, late]
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_nobody_overtakes_who_waits_for_his_claim() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            older = await submit(scheduler, 3)
+            store.down = True
+            polling = await offering(hand)
+            await until(lambda: store.calls["claim"])
+            store.down = False
+            assert not polling.done()
+            younger = await submit(scheduler)
+            assert store.started == []
+            await polling
+            assert {lease.id for lease in hand.sent[:3]} == set(older)
+            assert [lease.id for lease in hand.sent[3:]] == younger
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_nobody_overtakes_who_waits_beyond_the_cursor() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(
+            store, clock, lane_resident_max=4, load_page=2, sweep_ms=100
+        ) as scheduler:
+            ids = await submit(scheduler, 20)
+            hand = await Hand(scheduler, {"default": 3}).join()
+            while len(hand.sent) < 20:
+                await asyncio.sleep(0.005)
+                leases = await hand.poll(5_000)
+                ids += await submit(scheduler)
+                await hand.report(*leases)
+                assert not set(store.started) & {lease.id for lease in hand.sent[:20]}
+            assert {lease.id for lease in hand.sent[:20]} == set(ids[:20])
+            await hand.work(len(ids) - len(hand.sent))
+            assert store.rows["claim"] >= 20
+
+    run(scenario)
