@@ -26,6 +26,8 @@ from .sweeper import running_of
 REPORT_ITEMS_MAX = 20_000
 SLOTS_MAX = 10_000
 QUEUES_MAX = 1_000
+LOOKS_MAX = 10
+"""How often a report waits for others that settle the same job and fail."""
 
 
 class _Found(NamedTuple):
@@ -177,9 +179,13 @@ class Workers:
                 looked.append(known)
         for place, (item, lease) in enumerate(zip(items, looked, strict=True)):
             # Another report may have begun with it while a row was read: only its end is an answer.
-            while not isinstance(lease, str) and lease.settling is not None:
+            for _ in range(LOOKS_MAX):
+                if isinstance(lease, str) or lease.settling is None:
+                    break
                 found = await self._find(session, *item)
                 lease = looked[place] = found.lease or found.status
+            else:
+                raise Unavailable("the job is being settled: report it again")
         # From here on nothing is awaited until all are marked: nobody settles them beside us.
         now_ms = kernel.clock.now_ms()
         results: builtins.list[tuple[str, Status]] = []
