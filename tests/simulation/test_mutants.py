@@ -12,8 +12,6 @@ from simulation.world import run_seed
 
 from tickwheel.core.direct import DirectStart
 from tickwheel.core.dispatcher import Dispatcher
-from tickwheel.core.errors import Unavailable
-from tickwheel.core.job import Submission
 from tickwheel.core.kernel import QueueBook
 from tickwheel.core.loader import Loader
 from tickwheel.core.queue import Queue
@@ -126,11 +124,7 @@ def test_a_limit_that_direct_starts_ignore_is_caught(monkeypatch: pytest.MonkeyP
 
 
 def test_slots_that_a_failed_append_keeps_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(self: DirectStart, submission: Submission, _: object, error: BaseException) -> None:
-        if isinstance(error, Unavailable):
-            self._kernel.spawn(self._give_back(submission))
-
-    monkeypatch.setattr(DirectStart, "abandon", leaky)
+    monkeypatch.setattr(DirectStart, "_free", lambda *_: None)
     assert caught(shape=replace(_BUSY, max_running=(1, 1)), faults=_DOUBTFUL) == "I4"
 
 
