@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 from integration.http_house import house
 from prometheus_client.parser import text_string_to_metric_families
 
+from tickwheel.core.sessions import OFFER_MS
 from tickwheel.server import answers, metrics
 from tickwheel.server.metrics import ServerMetrics
 from tickwheel.server.openapi import describe
@@ -60,6 +62,7 @@ async def test_how_things_stand_is_in_the_gauges() -> None:
         worker = await h.worker()
         await h.submit()
         await h.lease(worker)
+        await asyncio.sleep(2 * OFFER_MS / 1000)  # until the rest of its offer has lapsed
         await h.submit()
         found = samples((await h.call("GET", "/metrics")).raw)
         queue = ("queue", "default")

@@ -248,19 +248,19 @@ async def test_a_batch_of_which_a_part_is_written_is_not_called_unwritten(
 ) -> None:
     whole = store._append
 
-    async def plain_only(batch: Sequence[Submission], now_ms: int) -> list[Answer]:
-        if batch[0].keys:
+    async def keyed_only(batch: Sequence[Submission], now_ms: int) -> list[Answer]:
+        if not batch[0].keys:
             raise Unavailable("the database: gone")
         return await whole(batch, now_ms)
 
-    monkeypatch.setattr(store, "_append", plain_only)
+    monkeypatch.setattr(store, "_append", keyed_only)
     plain = Submission((new_job(),))
     keyed = Submission((new_job(), new_job()), (key("a"), key("b")))
     with pytest.raises(Unavailable) as none_written:
-        await store.append([keyed], NOW)
+        await store.append([plain], NOW)
     assert not isinstance(none_written.value, OutcomeUnknown)
     with pytest.raises(OutcomeUnknown):
-        await store.append([keyed, plain], NOW)
+        await store.append([plain, keyed], NOW)
 
 
 def truncate(schema: str) -> str:
