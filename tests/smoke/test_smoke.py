@@ -47,7 +47,7 @@ def test_a_job_runs_inside_an_application() -> None:
         async with scheduler, asyncio.timeout(SECONDS_MAX):
             await scheduler.submit("double", {"n": 1}, delay=0.05)
             await scheduler.schedule("often", task="double", args={"n": 2}, interval=1.0)
-            assert [await done.get(), await done.get()] == [2, 4]
+            assert {await done.get(), await done.get()} == {2, 4}
 
     asyncio.run(main())
 
