@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
-from functools import partial
 from itertools import repeat
 from typing import TypeGuard
 
@@ -22,12 +21,10 @@ from .dispatcher import Dispatcher
 from .errors import OutcomeUnknown, Unavailable
 from .job import Appended, Claimed, Job, Start, State, Submission, waiting_of
 from .kernel import Kernel
-from .lease import Lease, adopt
 from .sessions import WorkerSession
 from .settler import Settler
 from .sweeper import running_of
 
-_claimed = partial(tuple.__new__, Claimed)
 _RETRY_MS = 200
 
 
@@ -43,6 +40,7 @@ class DirectStart:
     def reserve(self, submission: Submission) -> list[WorkerSession] | None:
         """Reserve a slot for each job; None if not all have one, or somebody waits before them."""
         kernel = self._kernel
+        kernel.sessions.lapse(kernel.clock.monotonic_ms())
         _, _, run_ats, _, expires, shards, _, _, queues, *_ = zip(*submission.jobs, strict=True)
         count, name = len(queues), queues[0]
         if (
@@ -88,7 +86,7 @@ class DirectStart:
         self._dispatcher.granted(
             waiting_of(submission.jobs),
             slots,
-            [_claimed(row) if row[1] else None for row in rows],
+            [Claimed._make(row) if row[1] else None for row in rows],
             refused=True,
         )
 
@@ -111,16 +109,10 @@ class DirectStart:
 
     def _take_slots(self, name: str, count: int) -> list[WorkerSession] | None:
         """Reserve slots that are offered, spread evenly; None: there are not so many."""
-        self._kernel.sessions.lapse(self._kernel.clock.monotonic_ms())
         kernel = self._kernel
-        queue = kernel.queues.get(name)
-        sessions = list(kernel.sessions.offers.get(name, {}).values())
-        if kernel.draining or queue.paused or not sessions:
+        if kernel.room(kernel.queues.get(name), count) < count:
             return None
-        if queue.max_running is not None:
-            busy = kernel.leases.running[name] + kernel.claiming[name]
-            if not kernel.recovered or busy + count > queue.max_running:
-                return None
+        sessions = list(kernel.sessions.offers[name].values())
         free = [session.free(name) for session in sessions]
         if sum(free) < count:
             return None
@@ -152,7 +144,8 @@ class DirectStart:
                 if not kernel.draining:
                     continue
                 rows = []
-            self._settler.release([self._lease(row) for row in rows if self._is_orphan(row)])
+            orphans = [running_of(row) for row in rows if self._is_orphan(row)]
+            self._settler.release([kernel.adopt(row) for row in orphans])
             self._free(submission, slots)
             self._doubtful.popleft()
 
@@ -163,10 +156,3 @@ class DirectStart:
             and row.owner == self._kernel.boot_id
             and self._kernel.leases.get(row.id) is None
         )
-
-    def _lease(self, row: Job) -> Lease:
-        kernel = self._kernel
-        terms = kernel.terms.of(kernel.queues.get(row.queue), row.options)
-        lease = adopt(running_of(row), row.shard, terms, kernel.clock.monotonic_ms())
-        kernel.leases.add(lease)
-        return lease

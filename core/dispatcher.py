@@ -211,10 +211,7 @@ class Dispatcher:
         kernel.leases.send(batch, monotonic_ms)
         lags: dict[str, list[int]] = {}
         for lease in batch:
-            lag_ms = lags.get(lease.queue)
-            if lag_ms is None:
-                lag_ms = lags[lease.queue] = []
-            lag_ms.append(now_ms - lease.run_at_ms)
+            lags.setdefault(lease.queue, []).append(now_ms - lease.run_at_ms)
         for queue, lag_ms in lags.items():
             session.reserved[queue] -= len(lag_ms)
             session.offer[queue] -= len(lag_ms)
@@ -260,15 +257,7 @@ class Dispatcher:
         owners: list[WorkerSession] = []
         for name, sessions in kernel.sessions.offers.items():
             depth = residents.ready.depth(name)
-            queue = kernel.queues.get(name)
-            if not depth or queue.paused:
-                continue
-            room = jobs_max - len(batch)
-            if queue.max_running is not None:
-                if not kernel.recovered:
-                    continue  # what runs since before the start is not counted yet
-                busy = kernel.leases.running[name] + kernel.claiming[name]
-                room = min(room, queue.max_running - busy)
+            room = kernel.room(kernel.queues.get(name), jobs_max - len(batch)) if depth else 0
             share = -(-depth // len(sessions))
             for session in sessions.values():
                 count = min(room, share, session.free(name))
@@ -280,20 +269,6 @@ class Dispatcher:
                     batch += jobs
                     owners += [session] * len(jobs)
         return batch, owners
-
-    def granted(
-        self,
-        jobs: Sequence[Waiting],
-        slots: Sequence[WorkerSession],
-        rows: Sequence[Claimed | None],
-        *,
-        refused: bool,
-    ) -> None:
-        """Go on with what was claimed for reserved slots."""
-        for lane, count in Counter([job[4] for job in jobs]).items():
-            self._kernel.claiming[lane[2:]] -= count
-        self._granted(jobs, slots, rows, refused)
-        self._kernel.alarm.ring()
 
     async def _claim(self, jobs: list[Waiting], sessions: list[WorkerSession]) -> None:
         kernel = self._kernel
@@ -309,14 +284,18 @@ class Dispatcher:
                 del kernel.residents.claiming[job[0]]
             self.granted(jobs, sessions, rows, refused=refused)
 
-    def _granted(
+    def granted(
         self,
         jobs: Sequence[Waiting],
-        sessions: Sequence[WorkerSession],
+        slots: Sequence[WorkerSession],
         rows: Sequence[Claimed | None],
+        *,
         refused: bool,
     ) -> None:
-        """Hold what was claimed. A job that wasn't is read again if its row `refused`."""
+        """Hold what was claimed for reserved slots.
+
+        A job that wasn't (None) is read again if its row `refused`, else it is ready as before.
+        """
         kernel = self._kernel
         now_ms, monotonic_ms = kernel.clock.now_ms(), kernel.clock.monotonic_ms()
         shards, withheld = kernel.residents.shards, kernel.residents.withheld
@@ -324,11 +303,13 @@ class Dispatcher:
         here = {
             session.worker_id: not kernel.draining
             and kernel.sessions.find(session.worker_id) is session
-            for session in set(sessions)
+            for session in set(slots)
         }
+        for name, count in Counter([job[4][2:] for job in jobs]).items():
+            kernel.claiming[name] -= count
         lane, options, queue, terms = "", None, Queue(""), None
         unwanted: list[Lease] = []
-        for job, session, row in zip(jobs, sessions, rows, strict=True):
+        for job, session, row in zip(jobs, slots, rows, strict=True):
             if row is None:
                 session.reserved[job[4][2:]] -= 1
                 if refused:
@@ -356,6 +337,7 @@ class Dispatcher:
                 self._hold(lease)
         if unwanted:
             self._settler.release(unwanted)
+        kernel.alarm.ring()
 
     def _reap(self, monotonic_ms: int) -> None:
         # Who may have lost its shards may not judge leases: their new owner has renewed them.

@@ -268,7 +268,7 @@ class Running(NamedTuple):
 
 
 class Success(NamedTuple):
-    """How nearly all attempts end: the job is done, and nothing else of its row changes."""
+    """How nearly all attempts end: the job is done. Its counters stay as the claim left them."""
 
     id: str
     scheduled_at_ms: int

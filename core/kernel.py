@@ -17,7 +17,9 @@ from .alarm import Alarm
 from .clock import Clock
 from .depths import Depths
 from .errors import NotFound
-from .lease import Lease, LeaseTable
+from .ids import shard_of
+from .job import Running
+from .lease import Lease, LeaseTable, adopt
 from .metrics import Metrics
 from .ports import Store
 from .queue import Queue
@@ -120,6 +122,24 @@ class Kernel:
     def owns_time(self) -> bool:
         """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
         return True
+
+    def room(self, queue: Queue, most: int) -> int:
+        """Return how many more attempts of the queue may start now, at most `most`."""
+        if queue.paused or self.draining:
+            return 0
+        if queue.max_running is None:
+            return most
+        if not self.recovered:
+            return 0  # what runs since before the start is not counted yet
+        busy = self.leases.running[queue.name] + self.claiming[queue.name]
+        return min(most, queue.max_running - busy)
+
+    def adopt(self, row: Running) -> Lease:
+        """Keep a lease on a running row that memory doesn't know; it is not sent yet."""
+        terms = self.terms.of(self.queues.get(row.lane[2:]), row.options)
+        lease = adopt(row, shard_of(row.id), terms, self.clock.monotonic_ms())
+        self.leases.add(lease)
+        return lease
 
     def forget_leases(self, leases: Sequence[Lease]) -> None:
         """Drop leases from memory, wherever they are."""

@@ -46,8 +46,6 @@ class Residents:
 
     def __init__(self, leases: LeaseTable, now_ms: int) -> None:
         self.shards: dict[int, Shard] = {}
-        self.numbers: tuple[int, ...] = ()
-        """The owned shards."""
         self.lanes: dict[str, LaneCursor] = {}
         self.ready = ReadyLanes(self.is_current)
         self.claiming: dict[str, Waiting] = {}
@@ -71,7 +69,6 @@ class Residents:
             # Ours had run out and was free for anyone: what was known of it may be out of date.
             self.disown(number)
         self.shards[number] = Shard(number, epoch, now_ms)
-        self.numbers = tuple(self.shards)
         for lane in self.lanes.values():
             lane.cursor = CURSOR_START
 
@@ -81,7 +78,6 @@ class Residents:
         for job_id in list(shard.waiting):
             self.evict(job_id)
         del self.shards[number]
-        self.numbers = tuple(self.shards)
         self._due.pop(number, None)
 
     def lane(self, name: str) -> LaneCursor:
@@ -152,7 +148,7 @@ class Residents:
         Idempotent. A job that is being claimed or moved, or is leased, is left alone: its row has
         gone on since this view of it was taken, or is about to.
         """
-        job_id, _, run_at_ms, _, lane_name, expires_at_ms, schedule_id, number = job
+        job_id, _, run_at_ms, _, lane_name, expires_at_ms, _, number = job
         shard = self.shards.get(number)
         if shard is None:
             return False
@@ -169,10 +165,7 @@ class Residents:
         if expires_at_ms and not self._expiries.insert(job_id, expires_at_ms):
             self._overdue.append(job_id)
         if run_at_ms <= self.ready_ms or not shard.wait(job):
-            if schedule_id is None:
-                self.ready.push(job)
-            else:
-                self._park(job)
+            self._fired(job)
         elif run_at_ms < self._due.get(number, run_at_ms + 1):
             self._due[number] = shard.next_due_ms() or run_at_ms
         return True
@@ -215,10 +208,7 @@ class Residents:
                 return True
             shard = self.shards[number]
             for job in shard.fire(now_ms):
-                if job[6] is None:
-                    self.ready.push(job)
-                else:
-                    self._park(job)
+                self._fired(job)
                 fired += 1
             next_ms = shard.next_due_ms()
             if next_ms is None:
@@ -251,10 +241,7 @@ class Residents:
         self._overdue = []
         for shard in self.shards.values():
             for job in shard.rewind(now_ms):
-                if job[6] is None:
-                    self.ready.push(job)
-                else:
-                    self._park(job)
+                self._fired(job)
             for job in shard.waiting.values():
                 if job[5] and not self._expiries.insert(job[0], job[5]):
                     self._overdue.append(job[0])
@@ -323,6 +310,9 @@ class Residents:
         """Admit each; return how many were news."""
         return sum(map(self.admit, jobs))
 
-    def _park(self, job: Waiting) -> None:
-        self.parked[job[0]] = job
-        self.newly_parked = True
+    def _fired(self, job: Waiting) -> None:
+        if job[6] is None:
+            self.ready.push(job)
+        else:
+            self.parked[job[0]] = job
+            self.newly_parked = True

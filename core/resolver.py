@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import repeat
 
 from .errors import InvalidRequest, QueueFull
 from .ids import head, shard_for, tails
 from .job import NO_OPTIONS, IdempotencyKey, JobSpec, NewJob, Submission
 from .kernel import Kernel
-
-_new_job = partial(tuple.__new__, NewJob)
 
 
 class Resolver:
@@ -29,7 +26,7 @@ class Resolver:
         """Return the rows; raise `InvalidRequest` for a time too far ahead, and `QueueFull`."""
         kernel = self._kernel
         now_ms = kernel.clock.now_ms()
-        own = kernel.residents.numbers or range(kernel.shard_count)
+        own = tuple(kernel.residents.shards) or range(kernel.shard_count)
         shard = own[int(len(own) * kernel.rng.random())]
         rows = await self._alike(specs, now_ms, shard)
         keys: Sequence[IdempotencyKey | None] = ()
@@ -76,7 +73,7 @@ class Resolver:
             repeat(None),
             strict=False,
         )
-        return [_new_job(row) for row in rows]
+        return list(map(NewJob._make, rows))
 
     async def _one_by_one(
         self, specs: Sequence[JobSpec], now_ms: int, shard: int

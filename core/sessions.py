@@ -4,8 +4,9 @@ A session is one boot of one worker, under a random id. It declares slots per qu
 registers and the free ones with every poll: its *offer*. What an answer leaves of it stands for
 another `OFFER_MS`, since a worker polls again at once: so claims go on meanwhile, and a busy worker
 is limited by its slots rather than by the round trips of its polls. A claimed job is *held* until
-its time, then sent with the next answer; what is held or being claimed counts against the offer. One poll is in flight per session; repeating its `seq` repeats the
-answer, so that a lost reply loses no lease.
+its time, then sent with the next answer; what is held or being claimed counts against the offer.
+One poll is in flight per session; repeating its `seq` repeats the answer, so that a lost reply
+loses no lease.
 """
 
 from __future__ import annotations
@@ -221,10 +222,9 @@ class Sessions:
 
     def lapse(self, now_monotonic_ms: int) -> None:
         """Withdraw the offers of those who did not poll again in time."""
-        if self._lapsing:
-            for session in list(self._lapsing.values()):
-                if session.offer_until_ms <= now_monotonic_ms:
-                    self.withdraw(session)
+        for session in list(self._lapsing.values()):
+            if session.offer_until_ms <= now_monotonic_ms:
+                self.withdraw(session)
 
     def withdraw(self, session: WorkerSession) -> None:
         """Take the session's offer back."""

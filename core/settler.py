@@ -22,7 +22,7 @@ _RETRY_MS = 1_000
 
 
 class Settler:
-    """Writes the ends of attempts. `on_ended(lease)` is called when a job of a schedule has ended for good.
+    """Writes the ends of attempts. `on_ended(lease)` hears when a schedule's job has ended for good.
 
     Leases and their ends come as two lists that run parallel.
     """

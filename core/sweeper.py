@@ -15,7 +15,6 @@ from .errors import Unavailable
 from .ids import shard_of
 from .job import CURSOR_START, Cursor, Job, Running, State, lane_name
 from .kernel import Kernel
-from .lease import adopt
 from .lifecycle import ENDED
 from .residents import ID_LAST
 
@@ -135,18 +134,17 @@ class Sweeper:
         if (
             kernel.leases.get(row.id) is not None
             or row.id in kernel.residents.claiming
-            or (shard := shard_of(row.id)) not in kernel.residents.shards
+            or shard_of(row.id) not in kernel.residents.shards
         ):
             return
         kernel.residents.evict(row.id)
         monotonic_ms = kernel.clock.monotonic_ms()
-        terms = kernel.terms.of(kernel.queues.get(row.lane[2:]), row.options)
-        lease = adopt(row, shard, terms, monotonic_ms)
-        kernel.leases.add(lease)
+        lease = kernel.adopt(row)
         kernel.leases.send([lease], monotonic_ms)
         # Spread, so that the leases of a dead worker's jobs don't all run out in one instant.
-        spread_ms = int(terms.lease_ms * kernel.rng.random() / 3)
-        kernel.leases.extend(lease, monotonic_ms + terms.lease_ms + spread_ms)
+        lease_ms = lease.terms.lease_ms
+        spread_ms = int(lease_ms * kernel.rng.random() / 3)
+        kernel.leases.extend(lease, monotonic_ms + lease_ms + spread_ms)
 
     async def _reread_all(self) -> None:
         refs = list(self._kernel.rereads.items())

@@ -38,7 +38,7 @@ class TermsBook:
     def of(self, queue: Queue, options: bytes | None) -> Terms:
         """Return the terms of a job with these options (as stored) in the queue."""
         kept = self._kept.get((queue.name, options))
-        if kept is not None and (kept[0] is queue or kept[0] == queue):
+        if kept is not None and kept[0] == queue:
             return kept[1]
         if len(self._kept) >= _KEPT_MAX:
             self._kept.clear()

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from .dispatcher import Dispatcher
 from .errors import InvalidRequest, Unavailable
 from .ids import check
-from .job import End, Job, State, Success
+from .job import End, Job, State
 from .kernel import Kernel
-from .lease import Lease, adopt
+from .lease import Lease
 from .lifecycle import settle_outcome
 from .protocol import Outcome, PollAnswer, Report, ReportAnswer, ReportItem, RunningItem, Status
 from .sessions import Poll, WorkerSession
@@ -168,31 +168,28 @@ class Workers:
         self, session: WorkerSession, items: Sequence[ReportItem]
     ) -> builtins.list[tuple[str, Status]]:
         kernel = self._kernel
-        mine = session.leases
-        looked: builtins.list[Lease | Status] = []
-        for job_id, token, outcome in items:
-            known = mine.get(job_id)
-            if known is None or known.fencing_token != token or known.settling is not None:
-                found = await self._find(session, job_id, token, outcome)
-                looked.append(found.lease or found.status)
-            else:
-                looked.append(known)
-        for place, (item, lease) in enumerate(zip(items, looked, strict=True)):
-            # Another report may have begun with it while a row was read: only its end is an answer.
-            for _ in range(LOOKS_MAX):
-                if isinstance(lease, str) or lease.settling is None:
-                    break
-                found = await self._find(session, *item)
-                lease = looked[place] = found.lease or found.status
-            else:
-                raise Unavailable("the job is being settled: report it again")
+        looked = [await self._look(session, item) for item in items]
+        for _ in range(LOOKS_MAX):
+            # Another report may be settling some, or begin to while a row is read: only its end is
+            # an answer.
+            busy = [
+                place
+                for place, lease in enumerate(looked)
+                if not isinstance(lease, str) and lease.settling is not None
+            ]
+            if not busy:
+                break
+            for place in busy:
+                looked[place] = await self._look(session, items[place])
+        else:
+            raise Unavailable("a job is being settled over and over: report it again")
         # From here on nothing is awaited until all are marked: nobody settles them beside us.
         now_ms = kernel.clock.now_ms()
         results: builtins.list[tuple[str, Status]] = []
         leases: dict[int, Lease] = {}
         ends: builtins.list[End] = []
         taken: set[Lease] = set()
-        for place, ((job_id, token, outcome), lease) in enumerate(zip(items, looked, strict=True)):
+        for place, ((job_id, _, outcome), lease) in enumerate(zip(items, looked, strict=True)):
             if isinstance(lease, str):
                 results.append((job_id, lease))
             elif lease in taken:
@@ -201,10 +198,7 @@ class Workers:
                 taken.add(lease)
                 leases[place] = lease
                 results.append((job_id, "ok"))
-                if outcome.kind == "succeeded":
-                    ends.append(Success(lease.id, lease.job[1], token, now_ms, outcome.result))
-                else:
-                    ends.append(settle_outcome(lease, outcome, now_ms, kernel.rng))
+                ends.append(settle_outcome(lease, outcome, now_ms, kernel.rng))
         if leases:
             # Shielded: what a caller that hangs up has reported is settled all the same.
             try:
@@ -222,6 +216,14 @@ class Workers:
         if stale:
             kernel.metrics.stale(stale)
         return results
+
+    async def _look(self, session: WorkerSession, item: ReportItem) -> Lease | Status:
+        """Return the lease that an item speaks of, or at once what to answer."""
+        lease = session.leases.get(item.job_id)
+        if lease is None or lease.fencing_token != item.fencing_token or lease.settling is not None:
+            found = await self._find(session, *item)
+            return found.lease or found.status
+        return lease
 
     async def _renew(
         self, session: WorkerSession, items: Sequence[RunningItem]
@@ -267,11 +269,8 @@ class Workers:
             return _STALE
         if job.state is State.RUNNING:
             if kernel.leases.get(job_id) is None:
-                terms = kernel.terms.of(kernel.queues.get(job.queue), job.options)
-                monotonic_ms = kernel.clock.monotonic_ms()
-                lease = adopt(running_of(job), job.shard, terms, monotonic_ms)
-                kernel.leases.add(lease)
-                kernel.leases.send([lease], monotonic_ms)
+                lease = kernel.adopt(running_of(job))
+                kernel.leases.send([lease], kernel.clock.monotonic_ms())
             return await self._find(session, job_id, token, outcome)
         if outcome is not None and _already_applied(job, outcome):
             return _Found(None, "duplicate")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -134,7 +133,6 @@ _ONE = msgspec.json.Decoder(JobRequest)
 _BATCH = msgspec.json.Decoder(BatchRequest)
 _USUAL_ONE = msgspec.json.Decoder(UsualRequest)
 _USUAL_BATCH = msgspec.json.Decoder(UsualBatch)
-_new_spec = partial(tuple.__new__, JobSpec)
 
 
 def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
@@ -179,7 +177,7 @@ def _usual(
     except (msgspec.ValidationError, TickwheelError):
         return None
     return [
-        _new_spec((*what, None, None, None, None, b"", (), NO_OPTIONS))
+        JobSpec._make((*what, None, None, None, None, b"", (), NO_OPTIONS))
         for what in zip(tasks, args, queues, times, delays, strict=True)
     ]
 

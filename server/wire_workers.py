@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -143,7 +142,6 @@ _USUAL = msgspec.json.Decoder(UsualReport)
 _USUAL_BYTES = len('{"succeeded":[]}')
 _USUAL_ITEM_BYTES = len('{"job_id":"","fencing_token":},')
 _DONE = Outcome("succeeded")
-_report_item = partial(tuple.__new__, ReportItem)
 
 
 def decode_report(body: bytes) -> Report:
@@ -201,7 +199,7 @@ def _usual(body: bytes) -> Report | None:
         or not _are_ids(text, len(items))
     ):
         return None
-    return Report([_report_item((*key, _DONE)) for key in zip(ids, tokens, strict=True)])
+    return Report([ReportItem(*key, _DONE) for key in zip(ids, tokens, strict=True)])
 
 
 def _are_ids(text: str, count: int) -> bool:

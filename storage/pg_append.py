@@ -15,10 +15,9 @@ A submission that starts at once is written as claimed: its rows carry what `cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -30,10 +29,6 @@ from .pg_base import PgBase
 from .pg_copy import Claiming
 
 Answer: TypeAlias = "list[Appended] | IdempotencyConflict"
-
-_appended: Final[Callable[[tuple[str, int, bool, int]], Appended]] = partial(
-    tuple.__new__, Appended
-)
 
 
 class Holder(NamedTuple):
@@ -92,15 +87,7 @@ class PgAppend(PgBase):
             token = (link.timeline << 32) + 1
             if fresh:
                 await self._insert(link, fresh, Claiming(starts, token, now_ms) if starts else None)
-            return [
-                [
-                    _appended((job[0], job[2], False, there.get(job[0], token)))
-                    if sub.start is not None
-                    else _appended((job[0], job[2], False, 0))
-                    for job in sub.jobs
-                ]
-                for sub in batch
-            ]
+            return [_written(submission, there, token) for submission in batch]
 
         return await self._inserting([job[1] for job in jobs], work)
 
@@ -161,6 +148,13 @@ class PgAppend(PgBase):
             rows = await link.fetch(self._sql("jobs_there", name), times, ids, owner)
             found.update((str(job_id), token) for job_id, token in rows)
         return found
+
+
+def _written(submission: Submission, there: Mapping[str, int], token: int) -> list[Appended]:
+    """Return the answer to jobs without keys; those that were `there` before have that token."""
+    if submission.start is None:
+        return [Appended(job[0], job[2], False) for job in submission.jobs]
+    return [Appended(job[0], job[2], False, there.get(job[0], token)) for job in submission.jobs]
 
 
 def _starts(batch: Iterable[Submission]) -> dict[str, tuple[str, str]]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from tickwheel.core.job import Claimed, End, Ending, Settlement, Success, Waiting
 
@@ -20,8 +19,6 @@ from .link import Link, Row
 from .pg_base import PgBase
 
 Column: TypeAlias = Sequence[Any]
-
-_claimed: Final[Callable[[tuple[Any, ...]], Claimed]] = partial(tuple.__new__, Claimed)
 
 
 class Share(NamedTuple):
@@ -60,7 +57,7 @@ class PgPath(PgBase):
                     rows = [*rows, *await link.fetch(sql, *asked, owner, now_ms)]
                 for at, token, task, args, options, tried, failed, lost, released, most in rows:
                     place = share.places[at]
-                    answers[place] = _claimed(
+                    answers[place] = Claimed._make(
                         (place, token, task, args, options, tried, failed, lost, released, most)
                     )
 

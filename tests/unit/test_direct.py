@@ -137,7 +137,7 @@ async def _lose_time(scheduler: Scheduler) -> None:
 
 
 async def _lose_shards(scheduler: Scheduler) -> None:
-    for number in scheduler._kernel.residents.numbers:
+    for number in list(scheduler._kernel.residents.shards):
         scheduler._kernel.residents.disown(number)
 
 

@@ -11,6 +11,7 @@ from unit.rig_direct import Watched, offering, session_of
 
 from tickwheel.core import InvalidRequest, JobSpec, OutcomeUnknown, Queue, Unavailable
 from tickwheel.core.job import State
+from tickwheel.core.protocol import Report, RunningItem
 from tickwheel.core.testing import VirtualClock, run
 
 
@@ -107,6 +108,50 @@ def test_what_was_written_and_not_heard_of_is_looked_for_until_the_store_answers
             assert lease.row[5:9] == (1, 0, 0, 0)
             assert clock.monotonic_ms() < 3_000
             books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_what_another_scheduler_has_taken_over_meanwhile_is_not_given_back() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            store.lost = {"append"}
+            with pytest.raises(OutcomeUnknown):
+                await submit(scheduler)
+            store.lost = set()
+            [job_id] = store.started
+            row = store._store._tables.jobs[job_id]
+            row.owner = "another"
+            await asyncio.sleep(2)
+            assert (row.state, row.owner) == (State.RUNNING, "another")
+            polling.cancel()
+
+    run(scenario)
+
+
+def test_what_a_worker_has_shown_meanwhile_is_not_given_back() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            store.lost = {"append"}
+            with pytest.raises(OutcomeUnknown):
+                await submit(scheduler)
+            store.lost = set()
+            [job_id] = store.started
+            row = store._store._tables.jobs[job_id]
+            item = RunningItem(job_id, row.fencing_token)
+            report = Report(running=[item])
+            assert (await scheduler.workers.report(hand.worker_id, report)).results == [
+                (job_id, "ok")
+            ]
+            await asyncio.sleep(2)
+            assert (row.state, row.attempt) == (State.RUNNING, 1)
+            polling.cancel()
 
     run(scenario)
 

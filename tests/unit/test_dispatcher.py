@@ -368,8 +368,9 @@ def test_a_claim_of_a_job_that_is_leased_here_makes_the_older_lease_void() -> No
             assert session is not None
             row = old.row._replace(fencing_token=old.fencing_token + 1)
             session.reserved["default"] += 1
+            scheduler._kernel.claiming["default"] += 1
             waiting = old.waiting(old.run_at_ms, 1)
-            scheduler._dispatcher._granted([waiting], [session], [row], True)
+            scheduler._dispatcher.granted([waiting], [session], [row], refused=True)
             new = scheduler._kernel.leases.get(old.id)
             assert new is not None
             assert new.fencing_token == old.fencing_token + 1
