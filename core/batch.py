@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from .errors import Unavailable
+from .errors import TickwheelError, Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,13 +27,13 @@ ROWS_WORTH_A_FLUSH = 500
 class GroupCommit(Generic[T, R]):
     """Collects requests and flushes them in batches.
 
-    `flush` takes the requests of a batch and returns their answers, in order. `weight` is the
+    `flush` takes the requests of a batch and returns in order their answers, or errors. `weight` is the
     number of rows of a request; a batch has at most `batch_max` rows, or a single request.
     """
 
     def __init__(
         self,
-        flush: Callable[[list[T]], Awaitable[list[R]]],
+        flush: Callable[[list[T]], Awaitable[Sequence[R | TickwheelError]]],
         weight: Callable[[T], int],
         *,
         batch_max: int,
@@ -50,10 +50,10 @@ class GroupCommit(Generic[T, R]):
         """Rows that wait or are under way: what a backpressure limit is held against."""
         self._waiting_rows = 0
 
-    async def submit(self, request: T) -> R:
-        """Return the request's answer, after the commit; raise what its flush raised.
+    def put(self, request: T) -> asyncio.Future[R]:
+        """Return the future of the request's answer, which comes after the commit.
 
-        Cancelling the call abandons the answer, not the write.
+        It raises what its flush raised. Cancelling it abandons the answer, not the write.
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         weight = self._weight(request)
@@ -64,7 +64,11 @@ class GroupCommit(Generic[T, R]):
             # Not at once: what else arrives in this turn of the loop belongs to the same batch.
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._start)
-        return await future
+        return future
+
+    async def submit(self, request: T) -> R:
+        """Return the request's answer, after the commit; raise what its flush raised."""
+        return await self.put(request)
 
     async def drain(self) -> None:
         """Wait until everything submitted so far has been answered."""
@@ -127,5 +131,9 @@ class GroupCommit(Generic[T, R]):
                 future.cancel()
             raise
         for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():
+            if future.done():
+                continue
+            if isinstance(answer, TickwheelError):
+                future.set_exception(answer)
+            else:
                 future.set_result(answer)

@@ -5,8 +5,8 @@ waits for it already, its insert says both: that there is such a job, and that t
 first attempt. Nothing else differs. The row is what the claim would have made of it, it is durable
 before the first byte goes out, and from there on the job takes the usual way.
 
-Only when nobody is passed over by it: no job of the queue waits in memory or beyond, and every job
-of the submission has a slot.
+Only when nobody is passed over by it: no job of the queue waits in memory or beyond, and of the
+submission the first jobs take what slots there are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TypeGuard
 
 from .dispatcher import Dispatcher
 from .errors import OutcomeUnknown, Unavailable
-from .job import Appended, Claimed, Job, Start, State, Submission, waiting_of
+from .job import Appended, Claimed, Job, NewJob, Start, State, Submission, waiting_of
 from .kernel import Kernel
 from .sessions import WorkerSession
 from .settler import Settler
@@ -37,8 +37,8 @@ class DirectStart:
         self._settler = settler
         self._doubtful: deque[tuple[Submission, Sequence[WorkerSession]]] = deque()
 
-    def reserve(self, submission: Submission) -> list[WorkerSession] | None:
-        """Reserve a slot for each job; None if not all have one, or somebody waits before them."""
+    def reserve(self, submission: Submission) -> list[WorkerSession]:
+        """Reserve slots for the submission's first jobs; none if somebody waits before them."""
         kernel = self._kernel
         kernel.sessions.lapse(kernel.clock.monotonic_ms())
         _, _, run_ats, _, expires, shards, _, _, queues, *_ = zip(*submission.jobs, strict=True)
@@ -53,22 +53,24 @@ class DirectStart:
             or kernel.depths.depth(name)
             or not kernel.owns_time()
         ):
-            return None
+            return []
         return self._take_slots(name, count)
 
     def with_start(self, submission: Submission, slots: Sequence[WorkerSession]) -> Submission:
-        """Return the submission, saying who runs its jobs."""
+        """Return the submission, saying who runs its first jobs."""
+        if not slots:
+            return submission
         workers = [session.worker_id for session in slots]
         return submission._replace(start=Start(self._kernel.boot_id, workers))
 
     def start(
         self,
-        submission: Submission,
+        jobs: Sequence[NewJob],
         slots: Sequence[WorkerSession],
         answer: Sequence[Appended],
     ) -> None:
         """Go on with jobs that were written; a row that answers without a token is read again."""
-        _, _, _, _, _, _, _, most, _, tasks, args, options, *_ = zip(*submission.jobs, strict=True)
+        _, _, _, _, _, _, _, most, _, tasks, args, options, *_ = zip(*jobs, strict=True)
         tokens = [appended[3] for appended in answer]
         rows = zip(
             range(len(tasks)),
@@ -84,7 +86,7 @@ class DirectStart:
             strict=False,
         )
         self._dispatcher.granted(
-            waiting_of(submission.jobs),
+            waiting_of(jobs),
             slots,
             [Claimed._make(row) if row[1] else None for row in rows],
             refused=True,
@@ -107,15 +109,12 @@ class DirectStart:
             session.reserved[name] -= taken
         self._kernel.claiming[name] -= len(slots)
 
-    def _take_slots(self, name: str, count: int) -> list[WorkerSession] | None:
-        """Reserve slots that are offered, spread evenly; None: there are not so many."""
+    def _take_slots(self, name: str, most: int) -> list[WorkerSession]:
+        """Reserve slots that are offered, spread evenly."""
         kernel = self._kernel
-        if kernel.room(kernel.queues.get(name), count) < count:
-            return None
         sessions = list(kernel.sessions.offers[name].values())
         free = [session.free(name) for session in sessions]
-        if sum(free) < count:
-            return None
+        count = max(0, min(sum(free), kernel.room(kernel.queues.get(name), most)))
         slots: list[WorkerSession] = []
         share = -(-count // len(sessions))
         for bound in (share, count):
@@ -137,7 +136,7 @@ class DirectStart:
         while self._doubtful:
             await asyncio.sleep(_RETRY_MS / 1000)
             submission, slots = self._doubtful[0]
-            refs = [(row.id, row.scheduled_at_ms) for row in submission.jobs]
+            refs = [(row.id, row.scheduled_at_ms) for row in submission.jobs[: len(slots)]]
             try:
                 rows = await kernel.store.find(refs)
             except Unavailable:

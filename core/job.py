@@ -152,14 +152,14 @@ class IdempotencyKey(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Who runs each of a submission's jobs at once: they are written as claimed by `owner`."""
+    """Who runs a submission's first jobs at once: they are written as claimed by `owner`."""
 
     owner: str
     workers: Sequence[str]
 
 
 class Submission(NamedTuple):
-    """One request's jobs, stored all or none. `keys` runs parallel to `jobs`, or is empty."""
+    """Jobs that are stored all or none. `keys` runs parallel to `jobs`, or is empty."""
 
     jobs: Sequence[NewJob]
     keys: Sequence[IdempotencyKey | None] = ()

@@ -11,11 +11,12 @@ import builtins
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 from .batch import GroupCommit
 from .direct import DirectStart
 from .dispatcher import Dispatcher
-from .errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, Unavailable
+from .errors import Conflict, InvalidRequest, NotFound, TickwheelError, Unavailable
 from .ids import check, scheduled_at_of
 from .job import (
     Appended,
@@ -31,11 +32,19 @@ from .job import (
 )
 from .kernel import Kernel
 from .lifecycle import ENDED
-from .resolver import Resolver
+from .resolver import Request, Resolver
+from .sessions import WorkerSession
 from .settler import Settler
 
 _WAIT_POLL_MS = 1_000
 BATCH_MAX = 1_000
+
+
+class Written(NamedTuple):
+    """One request's jobs as they were resolved, and what became of them; in its order."""
+
+    jobs: Sequence[NewJob]
+    answer: Sequence[Appended]
 
 
 class Jobs:
@@ -48,21 +57,23 @@ class Jobs:
         self._resolver = Resolver(kernel)
         self._direct = DirectStart(kernel, dispatcher, settler)
         settings = kernel.settings
-        self.commit: GroupCommit[Submission, builtins.list[Appended] | IdempotencyConflict] = (
-            GroupCommit(
-                self._flush,
-                lambda submission: len(submission.jobs),
-                batch_max=settings.submit_batch_max,
-                in_flight_max=settings.submits_in_flight_max,
-            )
+        self.commit: GroupCommit[Request, Written] = GroupCommit(
+            self._flush,
+            lambda request: len(request.specs),
+            batch_max=settings.submit_batch_max,
+            in_flight_max=settings.submits_in_flight_max,
         )
 
-    async def submit(self, specs: Sequence[JobSpec]) -> builtins.list[Appended]:
+    async def submit(self, specs: Sequence[JobSpec]) -> Sequence[Appended]:
         """Store all of them or none; return, in order, their ids, once they are durable.
 
         Raises `InvalidRequest` (its pointer starts with `/jobs/<index>`), `IdempotencyConflict`,
         `QueueFull`, and `Unavailable`: overloaded, draining, or no store.
         """
+        return (await self.put(specs)).answer
+
+    def put(self, specs: Sequence[JobSpec]) -> asyncio.Future[Written]:
+        """Submit, and return the future of what was written; both raise what `submit` does."""
         kernel = self._kernel
         if kernel.draining:
             raise Unavailable("the scheduler is shutting down", code="draining")
@@ -72,11 +83,7 @@ class Jobs:
             )
         if self.commit.rows + len(specs) > kernel.settings.submit_backlog_max:
             raise Unavailable("too many submissions are waiting", code="overloaded")
-        submission = await self._resolver.resolve(specs)
-        answer = await self.commit.submit(submission)
-        if isinstance(answer, IdempotencyConflict):
-            raise answer
-        return answer
+        return self.commit.put(Request(specs, kernel.clock.now_ms()))
 
     async def get(self, job_id: str) -> Job:
         """Return the job; raise `NotFound`."""
@@ -174,57 +181,66 @@ class Jobs:
             session.cancels.append(job.id)
             self._dispatcher.mark_deliverable(session)
 
-    def _count(self, submission: Submission, answer: Sequence[Appended]) -> Sequence[NewJob]:
-        """Count the jobs that are new, and return them."""
-        kernel = self._kernel
-        fresh = submission.jobs
-        if any(first[2] for first in answer):
-            fresh = [row for row, first in zip(fresh, answer, strict=True) if not first[2]]
-        for queue, count in Counter([row[8] for row in fresh]).items():
-            kernel.metrics.submitted(queue, count)
-            kernel.added.add(queue, count, kernel.clock.monotonic_ms())
-        return fresh
-
-    def _admit(self, fresh: Sequence[NewJob]) -> None:
+    def _admit(self, jobs: Sequence[NewJob]) -> None:
         kernel = self._kernel
         kernel.residents.reach(kernel.clock.now_ms())
-        above = kernel.residents.offer_all(waiting_of(fresh))
-        now_ms = fresh[0].created_at_ms
+        above = kernel.residents.offer_all(waiting_of(jobs))
+        now_ms = jobs[0].created_at_ms
         due = Counter([lane_parts(job[4])[0] for job in above if job[2] == now_ms])
         for queue, count in due.items():
             kernel.depths.add(queue, count)
 
     async def _flush(
-        self, requests: builtins.list[Submission]
-    ) -> builtins.list[builtins.list[Appended] | IdempotencyConflict]:
+        self, requests: builtins.list[Request]
+    ) -> builtins.list[Written | TickwheelError]:
         clock = self._kernel.clock
         started_ms = clock.monotonic_ms()
         direct = self._direct
-        slots = [direct.reserve(request) for request in requests]
+        resolved, errors = await self._resolver.resolve(requests)
+        outcome: dict[int, Written | TickwheelError] = {**errors}
+        slots = [direct.reserve(submission) for _, submission in resolved]
         written = [
-            request if free is None else direct.with_start(request, free)
-            for request, free in zip(requests, slots, strict=True)
+            direct.with_start(submission, taken)
+            for (_, submission), taken in zip(resolved, slots, strict=True)
         ]
         try:
-            answers = await self._kernel.store.append(written, clock.now_ms())
+            answers = await self._kernel.store.append(written, clock.now_ms()) if written else []
         except BaseException as error:
-            for request, free in zip(requests, slots, strict=True):
-                if free is not None:
-                    direct.abandon(request, free, error)
+            for batch, taken in zip(resolved, slots, strict=True):
+                if taken:
+                    direct.abandon(batch.submission, taken, error)
+                for place, share in batch.shares(requests):
+                    jobs, keys, _ = batch.submission
+                    requests[place].resolved = Submission(jobs[share], keys[share])
             raise
-        rows = sum(len(request.jobs) for request in requests)
+        rows = sum(len(submission.jobs) for submission in written)
         self._kernel.metrics.batch("append", rows, clock.monotonic_ms() - started_ms)
         # Here and not in `submit`, whose caller may have gone: its jobs fire all the same.
-        for request, free, answer in zip(requests, slots, answers, strict=True):
-            if isinstance(answer, IdempotencyConflict):
+        for batch, taken, answer in zip(resolved, slots, answers, strict=True):
+            if isinstance(answer, TickwheelError):
+                outcome.update(dict.fromkeys(batch.places, answer))
                 continue
-            fresh = self._count(request, answer)
-            if free is not None:
-                direct.start(request, free, answer)
-            elif fresh:
-                self._admit(fresh)
+            self._go_on(batch.submission.jobs, taken, answer)
+            for place, share in batch.shares(requests):
+                outcome[place] = Written(batch.submission.jobs[share], answer[share])
         self._kernel.alarm.ring()
-        return answers
+        return [outcome[place] for place in range(len(requests))]
+
+    def _go_on(
+        self, jobs: Sequence[NewJob], slots: Sequence[WorkerSession], answer: Sequence[Appended]
+    ) -> None:
+        """Count the jobs that are new; start the first of them, and let the others wait."""
+        kernel = self._kernel
+        if any(first[2] for first in answer):
+            jobs = [row for row, first in zip(jobs, answer, strict=True) if not first[2]]
+        for queue, count in Counter([row[8] for row in jobs]).items():
+            kernel.metrics.submitted(queue, count)
+            kernel.added.add(queue, count, kernel.clock.monotonic_ms())
+        started = len(slots)
+        if slots:
+            self._direct.start(jobs[:started], slots, answer[:started])
+        if waiting := jobs[started:]:
+            self._admit(waiting)
 
     @asynccontextmanager
     async def _withheld(self, job_id: str) -> AsyncIterator[None]:

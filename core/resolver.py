@@ -1,44 +1,117 @@
-"""From what a submission says to the rows that are written: ids, times, and the queues' defaults.
+"""From what submissions say to the rows that are written: ids, times, and the queues' defaults.
 
-Nearly every batch is of one queue and says nothing but tasks, arguments and perhaps times. Its rows
-are put together a column at a time, which is three times cheaper than one by one.
+Nearly every submission says nothing but a task, arguments and perhaps a time. Those of a flush that
+go to the same queue are resolved together, a column at a time, however few jobs each brings: that is
+three times cheaper than one by one, and their rows are written, and started, as one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import NamedTuple
 
-from .errors import InvalidRequest, QueueFull
+from .errors import InvalidRequest, QueueFull, TickwheelError
 from .ids import head, shard_for, tails
 from .job import NO_OPTIONS, IdempotencyKey, JobSpec, NewJob, Submission
 from .kernel import Kernel
 
+_NOW = JobSpec("")[3:5]
+_USUAL = JobSpec("")[5:]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The jobs of one caller, all or none, and when they arrived: a delay counts from there.
+
+    `resolved` are its rows once an attempt to write them has failed: the next finds those of them
+    that are there all the same, so it must come with the same ids.
+    """
+
+    specs: Sequence[JobSpec]
+    arrived_ms: int
+    resolved: Submission | None = None
+
+
+class Resolved(NamedTuple):
+    """Rows to be written as one: those of the requests at these places, in their order."""
+
+    places: Sequence[int]
+    submission: Submission
+
+    def shares(self, requests: Sequence[Request]) -> Iterator[tuple[int, slice]]:
+        """Return which rows are whose, by the requests' places."""
+        at = 0
+        for place in self.places:
+            end = at + len(requests[place].specs)
+            yield place, slice(at, end)
+            at = end
+
 
 class Resolver:
-    """Resolves submissions against the queues of one scheduler."""
+    """Resolves requests against the queues of one scheduler."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
-    async def resolve(self, specs: Sequence[JobSpec]) -> Submission:
-        """Return the rows; raise `InvalidRequest` for a time too far ahead, and `QueueFull`."""
+    async def resolve(
+        self, requests: Sequence[Request]
+    ) -> tuple[list[Resolved], dict[int, TickwheelError]]:
+        """Return the rows; and, by place, what is wrong with the other requests.
+
+        That is `InvalidRequest` for a time too far ahead, and `QueueFull`.
+        """
+        now_ms = self._kernel.clock.now_ms()
+        due: Counter[str] = Counter()
+        resolved: list[Resolved] = []
+        errors: dict[int, TickwheelError] = {}
+        for places in _kinds(requests):
+            together = await self._together([requests[place] for place in places], now_ms, due)
+            if together is not None:
+                resolved.append(Resolved(places, together))
+                continue
+            for place in places:
+                try:
+                    resolved.append(
+                        Resolved((place,), await self._alone(requests[place], now_ms, due))
+                    )
+                except (InvalidRequest, QueueFull) as error:
+                    errors[place] = error
+        return resolved, errors
+
+    async def _together(
+        self, requests: Sequence[Request], now_ms: int, due: Counter[str]
+    ) -> Submission | None:
+        """Return the rows of all; None: one is unusual or refused, so each is looked at alone."""
+        if requests[0].resolved is not None:
+            return None
+        try:
+            rows = await self._alike(requests, now_ms, self._shard())
+            if rows is not None:
+                self._check_depths(rows, now_ms, due)
+        except (InvalidRequest, QueueFull):
+            return None
+        return None if rows is None else Submission(rows)
+
+    async def _alone(self, request: Request, now_ms: int, due: Counter[str]) -> Submission:
+        if request.resolved is not None:
+            return request.resolved
+        submission = await self._one_by_one(request, now_ms, self._shard())
+        self._check_depths(submission.jobs, now_ms, due)
+        return submission
+
+    def _shard(self) -> int:
         kernel = self._kernel
-        now_ms = kernel.clock.now_ms()
         own = tuple(kernel.residents.shards) or range(kernel.shard_count)
-        shard = own[int(len(own) * kernel.rng.random())]
-        rows = await self._alike(specs, now_ms, shard)
-        keys: Sequence[IdempotencyKey | None] = ()
-        if rows is None:
-            rows, keys = await self._one_by_one(specs, now_ms, shard)
-        self._check_depths(row[8] for row in rows if row[2] == now_ms)
-        return Submission(rows, keys)
+        return own[int(len(own) * kernel.rng.random())]
 
     async def _alike(
-        self, specs: Sequence[JobSpec], now_ms: int, shard: int
+        self, requests: Sequence[Request], now_ms: int, shard: int
     ) -> list[NewJob] | None:
         """Return the rows of jobs of one queue that say nothing unusual; None: some do."""
+        specs = list(chain.from_iterable([request.specs for request in requests]))
         count = len(specs)
         columns = zip(*specs, strict=True)
         tasks, args, queues, run_ats, delays, *others, _, tags, options = columns
@@ -54,7 +127,11 @@ class Resolver:
             queue = await self._kernel.queues.touch(queue.name, queue.priority)
         times: Sequence[int] = (now_ms,) * count
         if run_ats.count(None) != count or delays.count(None) != count:
-            times = [self._run_at(spec, index, now_ms) for index, spec in enumerate(specs)]
+            times = [
+                self._run_at(spec, index, request.arrived_ms, now_ms)
+                for request in requests
+                for index, spec in enumerate(request.specs)
+            ]
         rows = zip(
             _ids(times, shard, tails(count, self._kernel.rng)),
             times,
@@ -75,10 +152,9 @@ class Resolver:
         )
         return list(map(NewJob._make, rows))
 
-    async def _one_by_one(
-        self, specs: Sequence[JobSpec], now_ms: int, shard: int
-    ) -> tuple[list[NewJob], Sequence[IdempotencyKey | None]]:
+    async def _one_by_one(self, request: Request, now_ms: int, shard: int) -> Submission:
         kernel = self._kernel
+        specs, arrived_ms = request.specs, request.arrived_ms
         rows: list[NewJob] = []
         keys: dict[int, IdempotencyKey] = {}
         for index, (spec, tail) in enumerate(
@@ -88,7 +164,8 @@ class Resolver:
             priority = queue.priority if spec.priority is None else spec.priority
             if not queue.priorities >> priority & 1:
                 queue = await kernel.queues.touch(spec.queue, priority)
-            run_at_ms, home, key = self._run_at(spec, index, now_ms), shard, spec.idempotency_key
+            run_at_ms = self._run_at(spec, index, arrived_ms, now_ms)
+            home, key = shard, spec.idempotency_key
             if key is not None:
                 home = shard_for(f"{spec.queue}/{key}", kernel.shard_count)
                 expires_ms = now_ms + kernel.settings.idempotency_ttl_ms
@@ -113,14 +190,14 @@ class Resolver:
                     redriven_from=None,
                 )
             )
-        return rows, [keys.get(place) for place in range(len(rows))] if keys else ()
+        return Submission(rows, [keys.get(place) for place in range(len(rows))] if keys else ())
 
-    def _run_at(self, spec: JobSpec, index: int, now_ms: int) -> int:
+    def _run_at(self, spec: JobSpec, index: int, arrived_ms: int, now_ms: int) -> int:
         run_at_ms = now_ms
         if spec.run_at_ms is not None:
             run_at_ms = max(spec.run_at_ms, now_ms)
         elif spec.delay_ms is not None:
-            run_at_ms = now_ms + max(spec.delay_ms, 0)
+            run_at_ms = max(arrived_ms + spec.delay_ms, now_ms)
         if run_at_ms > now_ms + self._kernel.settings.run_at_ahead_ms_max:
             field = "run_at" if spec.delay_ms is None else "delay_seconds"
             raise InvalidRequest(
@@ -130,11 +207,24 @@ class Resolver:
             )
         return run_at_ms
 
-    def _check_depths(self, due: Iterable[str]) -> None:
-        for name, count in Counter(due).items():
+    def _check_depths(self, rows: Iterable[NewJob], now_ms: int, due: Counter[str]) -> None:
+        """Add the rows that are due to `due`; raise `QueueFull`, and add nothing, over a limit."""
+        more = Counter([row[8] for row in rows if row[2] == now_ms])
+        for name, count in more.items():
             queue = self._kernel.queues.get(name)
-            if self._kernel.depths.depth(name) + count > queue.max_depth:
+            if self._kernel.depths.depth(name) + due[name] + count > queue.max_depth:
                 raise QueueFull(f"the queue {name!r} is full ({queue.max_depth} due jobs)")
+        due.update(more)
+
+
+def _kinds(requests: Sequence[Request]) -> Iterable[Sequence[int]]:
+    """Return the places of requests that may be resolved together: by queue, and what they say."""
+    kinds: dict[object, list[int]] = {}
+    for place, request in enumerate(requests):
+        first = request.specs[0]
+        kind: object = (first[2], first[3:5] == _NOW, first[5:] == _USUAL)
+        kinds.setdefault(kind if request.resolved is None else place, []).append(place)
+    return kinds.values()
 
 
 def _ids(times: Sequence[int], shard: int, ends: Sequence[str]) -> list[str]:

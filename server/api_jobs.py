@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from tickwheel.core.errors import InvalidRequest, NotFound
 from tickwheel.core.job import Appended, Cursor, Job, JobFilter, JobSpec, State
-from tickwheel.core.queue import Queue
+from tickwheel.core.jobs import Written
 
 from . import wire
 from .auth import Principal
@@ -22,9 +23,11 @@ from .wire_jobs import (
     batch_answer,
     decode_submission,
     job_resource,
+    new_job_resource,
     new_time,
 )
 
+PATH = "/v1/jobs"
 WAIT_SECONDS_MAX = 30.0
 PAGE_BYTES_MAX = 8 * 1024 * 1024
 FILTERS = ("state", "queue", "task", "tag", "schedule_id")
@@ -35,28 +38,35 @@ _RESCHEDULE = msgspec.json.Decoder(RescheduleRequest)
 async def submit(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Accept one job, or up to 1,000 all or none; answered when they are durable."""
     specs, single = decode_submission(await read_body(request))
+    try:
+        written = await put(context, specs, who)
+    except InvalidRequest as error:
+        raise (without_place(error) if single else error) from None
+    first = written.answer[0]
+    if single and first.deduplicated:
+        return reply(await _first_of_key(context, first))
+    location = {"Location": f"{PATH}/{first.id}"} if single else None
+    return reply(accepted(written, single), 201, location)
+
+
+def put(context: Context, specs: Sequence[JobSpec], who: Principal) -> asyncio.Future[Written]:
+    """Submit jobs as far as the key may; the future is there when they are durable."""
     if who.queues is not None:
         for spec in specs:
             who.check_queue(spec.queue)
-    if not single:
-        return reply(batch_answer(await context.scheduler.jobs.submit(specs)), 201)
-    # Read first: once the job is written, nothing that fails may say that it isn't.
-    queue = await context.queue_defaults.get(specs[0].queue)
-    now_ms = context.scheduler.clock.now_ms()
-    first = await _append(context, specs)
-    if first.deduplicated:
-        return reply(await _first_of_key(context, first))
-    location = {"Location": f"/v1/jobs/{first.id}"}
-    return reply(_accepted(queue, specs[0], first, now_ms), 201, location)
+    return context.scheduler.jobs.put(specs)
 
 
-async def _append(context: Context, specs: Sequence[JobSpec]) -> Appended:
-    try:
-        (first,) = await context.scheduler.jobs.submit(specs)
-    except InvalidRequest as error:
+def accepted(written: Written, single: bool) -> bytes:
+    """Return the answer to a submission: the resource of its one job, or a batch's list."""
+    return new_job_resource(written.jobs[0]) if single else batch_answer(written.answer)
+
+
+def without_place(error: BaseException) -> BaseException:
+    """Return the error of a single job, whose pointer begins at the job."""
+    if isinstance(error, InvalidRequest):
         error.pointer = error.pointer.removeprefix("/jobs/0")
-        raise
-    return first
+    return error
 
 
 async def _first_of_key(context: Context, first: Appended) -> dict[str, Any]:
@@ -66,48 +76,6 @@ async def _first_of_key(context: Context, first: Appended) -> dict[str, Any]:
         # The key outlives the job's row.
         known = {"id": first.id, "run_at": wire.stamp(first.run_at_ms)}
     return {**known, "deduplicated": True}
-
-
-def _accepted(queue: Queue, spec: JobSpec, appended: Appended, now_ms: int) -> dict[str, Any]:
-    """Return the resource of a job just written, without reading it back."""
-    run_at_ms = appended.run_at_ms
-    created_at_ms = run_at_ms if spec.run_at_ms != run_at_ms else now_ms
-    if spec.delay_ms is not None:
-        created_at_ms = run_at_ms - spec.delay_ms
-    deadline_ms = spec.start_deadline_ms
-    return job_resource(
-        Job(
-            id=appended.id,
-            state=State.SCHEDULED,
-            queue=spec.queue,
-            priority=queue.priority if spec.priority is None else spec.priority,
-            task=spec.task,
-            args=spec.args,
-            options=spec.options.encode(),
-            tags=spec.tags,
-            shard=0,
-            scheduled_at_ms=run_at_ms,
-            run_at_ms=run_at_ms,
-            created_at_ms=created_at_ms,
-            expires_at_ms=None if deadline_ms is None else run_at_ms + deadline_ms,
-            started_at_ms=None,
-            finished_at_ms=None,
-            cancel_requested_at_ms=None,
-            attempt=0,
-            failures=0,
-            lost_leases=0,
-            releases=0,
-            max_attempts=queue.max_attempts if spec.max_attempts is None else spec.max_attempts,
-            fencing_token=0,
-            worker_id=None,
-            owner=None,
-            schedule_id=None,
-            redriven_from=None,
-            result=None,
-            error=None,
-            reason=None,
-        )
-    )
 
 
 async def get(context: Context, request: web.Request, who: Principal) -> web.Response:

@@ -56,7 +56,6 @@ async def put(context: Context, request: web.Request, who: Principal) -> web.Res
     except NotFound:
         before = None
     queue = await context.scheduler.queues.put(to_queue(name, body, before))
-    context.queue_defaults.forget()
     return reply(queue_resource(queue), 201 if before is None else 200)
 
 

@@ -8,6 +8,7 @@ is always in the log, at the price that what was tried and refused is there too.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import orjson
 from aiohttp import web
@@ -16,7 +17,9 @@ from tickwheel.core.scheduler import Scheduler
 
 from .auth import EVERYONE, Auth, Principal
 from .cursors import Cursors
-from .http import BODY_BYTES_MAX, Context, QueueDefaults
+from .door import Answer, Door, door_of
+from .express import SubmitLane
+from .http import BODY_BYTES_MAX, Context
 from .metrics import ServerMetrics
 from .openapi import describe
 from .problems import PARSER_LOG, answer
@@ -27,6 +30,17 @@ LINGERING_SECONDS = 2.0
 SHUTDOWN_SECONDS_MAX = 5.0
 
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_LANE = web.AppKey("lane", SubmitLane)
+
+
+class _Runner(web.AppRunner):
+    """Puts a door before every connection."""
+
+    @property
+    def server(self) -> Callable[[], Door] | None:  # type: ignore[override]
+        """What a site makes a protocol with."""
+        server, lane = super().server, self.app[_LANE]
+        return None if server is None else lambda: Door(server(), lane)
 
 
 def build_app(
@@ -49,17 +63,17 @@ def build_app(
         metrics=metrics,
         cursors=Cursors(),
         openapi=orjson.dumps(describe(ROUTES)),
-        queue_defaults=QueueDefaults(scheduler),
     )
     app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_edge(metrics)])
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _endpoint(context, route))
+    app[_LANE] = SubmitLane(context, KEEPALIVE_SECONDS)
     return app
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return the runner of an application that `build_app` made."""
-    return web.AppRunner(
+    return _Runner(
         app,
         access_log=None,
         # A body with a coding is refused: inflating a bomb first would hold up the loop.
@@ -79,11 +93,14 @@ def _edge(metrics: ServerMetrics) -> Callable[..., Awaitable[web.StreamResponse]
         try:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  here every error becomes an answer
-            response = answer(error, request)
+            response = answer(error, request.method, request.rel_url.raw_path)
             if response.status == 413 and not request.content.is_eof():
                 response.force_close()
         resource = request.match_info.route.resource
         metrics.request("" if resource is None else resource.canonical, response.status)
+        door = door_of(request)
+        if door is not None and isinstance(response, Answer):
+            response.written = partial(door.written, request, response)
         return response
 
     return edge

@@ -19,11 +19,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from tickwheel.core.errors import InvalidRequest, NotFound
 from tickwheel.core.ids import check
-from tickwheel.core.queue import Queue
 from tickwheel.core.scheduler import Scheduler
 
 from .auth import Auth, Principal
 from .cursors import Cursors
+from .door import Answer
 from .metrics import ServerMetrics
 from .problems import InvalidParameter, TooLarge, TooSlow, UnsupportedMedia
 
@@ -31,36 +31,10 @@ BODY_BYTES_MAX = 8 * 1024 * 1024
 BODY_SECONDS_MAX = 30.0
 LIST_LIMIT_DEFAULT = 50
 LIST_LIMIT_MAX = 500
-QUEUE_DEFAULTS_MS = 1_000
 
 _JSON_HEADERS = CIMultiDictProxy(
     CIMultiDict({hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "tickwheel"})
 )
-
-
-class QueueDefaults:
-    """Queues as last read, for a second: what a submission that says nothing gets."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._reading = asyncio.Lock()
-        self._queues: dict[str, Queue] = {}
-        self._until_ms = -1
-
-    async def get(self, name: str) -> Queue:
-        """Return the queue; one that nobody has configured has the defaults."""
-        clock = self._scheduler.clock
-        if clock.monotonic_ms() >= self._until_ms:
-            async with self._reading:
-                if clock.monotonic_ms() >= self._until_ms:
-                    queues = await self._scheduler.queues.list()
-                    self._queues = {queue.name: queue for queue in queues}
-                    self._until_ms = clock.monotonic_ms() + QUEUE_DEFAULTS_MS
-        return self._queues.get(name) or Queue(name)
-
-    def forget(self) -> None:
-        """Read again next time: a queue was changed."""
-        self._until_ms = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +46,6 @@ class Context:
     metrics: ServerMetrics
     cursors: Cursors
     openapi: bytes
-    queue_defaults: QueueDefaults
 
 
 class Handler(Protocol):
@@ -117,18 +90,18 @@ def _check_media(request: web.Request) -> None:
 
 def reply(
     body: bytes | Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
+) -> Answer:
     """Return a JSON answer; a mapping is encoded."""
     encoded = body if isinstance(body, bytes) else orjson.dumps(body)
-    response = web.Response(body=encoded, status=status, headers=_JSON_HEADERS)
+    response = Answer(body=encoded, status=status, headers=_JSON_HEADERS)
     if headers:
         response.headers.update(headers)
     return response
 
 
-def no_content() -> web.Response:
+def no_content() -> Answer:
     """Return 204."""
-    return web.Response(status=204, headers={hdrs.SERVER: "tickwheel"})
+    return Answer(status=204, headers={hdrs.SERVER: "tickwheel"})
 
 
 def job_id_of(request: web.Request) -> str:

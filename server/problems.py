@@ -31,6 +31,8 @@ from tickwheel.core.errors import (
     UnknownWorker,
 )
 
+from .door import Answer
+
 CONTENT_TYPE = "application/problem+json"
 INSTANCE_CHARS_MAX = 256
 LOG = logging.getLogger("tickwheel.server")
@@ -123,17 +125,17 @@ STATUS: dict[type[TickwheelError], int] = {
 }
 
 
-def answer(error: BaseException, request: web.BaseRequest) -> web.Response:
+def answer(error: BaseException, method: str, path: str) -> Answer:
     """Return the problem document for `error`; log it if it is nobody's fault but ours."""
     if isinstance(error, msgspec.ValidationError):
         error = from_validation(error)
     elif isinstance(error, web.HTTPException):
-        return _from_http(error, request)
+        return _from_http(error, path)
     if not isinstance(error, TickwheelError):
-        return _internal(error, request)
+        return _internal(error, method, path)
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
     if status is None:
-        return _internal(error, request)
+        return _internal(error, method, path)
     headers: dict[str, str] = {}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="tickwheel"'
@@ -145,31 +147,31 @@ def answer(error: BaseException, request: web.BaseRequest) -> web.Response:
         extra["pointer"] = pointer
     if owner := getattr(error, "owner", ""):
         extra["owner"] = owner
-    return problem(request, status, error.code, error.detail, extra, headers)
+    return problem(path, status, error.code, error.detail, extra, headers)
 
 
 def problem(
-    request: web.BaseRequest,
+    path: str,
     status: int,
     code: str,
     detail: str,
     extra: dict[str, object] | None = None,
     headers: dict[str, str] | None = None,
     request_id: str | None = None,
-) -> web.Response:
+) -> Answer:
     """Return one problem document; `extra` are further members of it."""
     body = {
         "type": f"urn:tickwheel:problem:{code}",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        "instance": request.rel_url.raw_path[:INSTANCE_CHARS_MAX],
+        "instance": path[:INSTANCE_CHARS_MAX],
         "code": code,
         "request_id": request_id or secrets.token_hex(8),
         **(extra or {}),
     }
     sent = {hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.SERVER: "tickwheel", **(headers or {})}
-    return web.Response(body=orjson.dumps(body), status=status, headers=sent)
+    return Answer(body=orjson.dumps(body), status=status, headers=sent)
 
 
 def from_validation(error: msgspec.ValidationError) -> InvalidRequest:
@@ -199,7 +201,7 @@ def pointer_of(path: str) -> str:
     return re.sub(r"\[(\d+)\]", r"/\1", known).replace(".", "/")
 
 
-def _from_http(error: web.HTTPException, request: web.BaseRequest) -> web.Response:
+def _from_http(error: web.HTTPException, path: str) -> Answer:
     codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
     details = {
         404: "there is nothing at this address",
@@ -210,17 +212,17 @@ def _from_http(error: web.HTTPException, request: web.BaseRequest) -> web.Respon
     detail = details.get(error.status, HTTPStatus(error.status).description)
     allow = error.headers.get("Allow")
     headers = {"Allow": allow} if allow else {}
-    return problem(request, error.status, code, detail, headers=headers)
+    return problem(path, error.status, code, detail, headers=headers)
 
 
-def _internal(error: BaseException, request: web.BaseRequest) -> web.Response:
+def _internal(error: BaseException, method: str, path: str) -> Answer:
     request_id = secrets.token_hex(8)
     LOG.error(
         "request %s failed: %s %r",
         request_id,
-        request.method,
-        request.rel_url.raw_path,
+        method,
+        path,
         exc_info=error,
     )
     detail = "a defect in the server; its log says more under this request_id"
-    return problem(request, 500, "internal", detail, request_id=request_id)
+    return problem(path, 500, "internal", detail, request_id=request_id)

@@ -146,7 +146,11 @@ class MemoryJobs:
         self._tables.idempotency.update(taken)
         for job in fresh:
             self._tables.insert(job)
-        return answers if submission.start is None else self._start(submission, now_ms)
+        if submission.start is not None:
+            count = len(submission.start.workers)
+            starts = submission._replace(jobs=submission.jobs[:count])
+            answers[:count] = self._start(starts, now_ms)
+        return answers
 
     def _start(self, submission: Submission, now_ms: int) -> list[Appended]:
         assert submission.start is not None

@@ -152,9 +152,14 @@ class PgAppend(PgBase):
 
 def _written(submission: Submission, there: Mapping[str, int], token: int) -> list[Appended]:
     """Return the answer to jobs without keys; those that were `there` before have that token."""
-    if submission.start is None:
-        return [Appended(job[0], job[2], False) for job in submission.jobs]
-    return [Appended(job[0], job[2], False, there.get(job[0], token)) for job in submission.jobs]
+    started = 0 if submission.start is None else len(submission.start.workers)
+    return [
+        *(
+            Appended(job[0], job[2], False, there.get(job[0], token))
+            for job in submission.jobs[:started]
+        ),
+        *(Appended(job[0], job[2], False) for job in submission.jobs[started:]),
+    ]
 
 
 def _starts(batch: Iterable[Submission]) -> dict[str, tuple[str, str]]:
@@ -163,7 +168,7 @@ def _starts(batch: Iterable[Submission]) -> dict[str, tuple[str, str]]:
         job.id: (sub.start.owner, worker_id)
         for sub in batch
         if sub.start is not None
-        for job, worker_id in zip(sub.jobs, sub.start.workers, strict=True)
+        for job, worker_id in zip(sub.jobs, sub.start.workers, strict=False)
     }
 
 

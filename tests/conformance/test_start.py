@@ -49,6 +49,20 @@ async def start_all(store: Store, submission: Submission, now_ms: int = NOW) -> 
     return rows
 
 
+async def start_first(
+    store: Store, submission: Submission, count: int, now_ms: int = NOW
+) -> list[Job]:
+    """Append a submission whose first `count` jobs start; return its rows."""
+    [answer] = await store.append([submission], now_ms)
+    rows = [await row_of(store, job.id) for job in submission.jobs]
+    tokens = [row.fencing_token for row in rows[:count]] + [0] * (len(rows) - count)
+    assert answer == [
+        Appended(row.id, row.run_at_ms, False, token)
+        for row, token in zip(rows, tokens, strict=True)
+    ]
+    return rows
+
+
 async def twin_of(store: Store, job: NewJob, worker_id: str, now_ms: int) -> Job:
     """Append and claim a job that differs in its id only; return its row under the first's id."""
     twin = job._replace(id=new_job(job.scheduled_at_ms, shard=job.shard).id)
@@ -127,6 +141,72 @@ async def test_a_repeated_start_answers_the_same_token_and_changes_nothing(store
     submission = started(new_job(), new_job(NOW - DAY), workers=["a", "b"])
     rows = await start_all(store, submission)
     assert await start_all(store, submission, NOW + 5) == rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+async def test_of_a_start_with_fewer_workers_than_jobs_the_others_wait(
+    store: Store, count: int
+) -> None:
+    jobs = [new_job(NOW - number % 2 * DAY, shard=number, tags=("x",)) for number in range(5)]
+    workers = [f"worker-{number}" for number in range(count)]
+    rows = await start_first(store, started(*jobs, workers=workers), count, NOW + 42)
+    for job, row, worker_id in zip(jobs[:count], rows[:count], workers, strict=True):
+        assert row == await twin_of(store, job, worker_id, NOW + 42)
+        assert row.fencing_token > 0
+    assert {row.state for row in rows[:count]} == {State.RUNNING}
+    for job, row in zip(jobs[count:], rows[count:], strict=True):
+        plain = job._replace(id=new_job(job.scheduled_at_ms, shard=job.shard).id)
+        await store.append([Submission((plain,))], NOW + 42)
+        assert row == replace(await row_of(store, plain.id), id=job.id)
+        assert (row.state, row.fencing_token, row.owner) == (State.SCHEDULED, 0, None)
+        assert (await claim(store, row)).attempt == 1
+
+
+async def test_only_the_others_of_a_start_with_fewer_workers_can_be_claimed(store: Store) -> None:
+    jobs = [new_job() for _ in range(5)]
+    rows = await start_first(store, started(*jobs, workers=["a", "b"]), 2)
+    assert set(await loaded_ids(store)) == {job.id for job in jobs[2:]}
+    views = [job.waiting for job in jobs]
+    claims = await store.claim(views, ["c"] * 5, "boot-b", NOW)
+    assert [each is not None for each in claims] == [False, False, True, True, True]
+    assert [await row_of(store, job.id) for job in jobs[:2]] == rows[:2]
+    assert await settle(store, rows[0], State.SUCCEEDED)
+
+
+async def test_a_repeated_start_with_fewer_workers_answers_the_same_and_changes_nothing(
+    store: Store,
+) -> None:
+    submission = started(
+        *[new_job(NOW - number % 2 * DAY) for number in range(5)], workers=["a", "b"]
+    )
+    rows = await start_first(store, submission, 2)
+    assert await start_first(store, submission, 2, NOW + 5) == rows
+    [claimed] = await store.claim([rows[2].waiting], ["c"], OWNER, NOW + 6)
+    assert claimed is not None
+    taken = await row_of(store, rows[2].id)
+    again = await start_first(store, submission, 2, NOW + 7)
+    assert again == [*rows[:2], taken, *rows[3:]]
+
+
+async def test_starts_with_fewer_workers_than_jobs_may_share_a_batch(store: Store) -> None:
+    batch = [
+        started(*[new_job() for _ in range(3)], workers=["a"]),
+        Submission(tuple(new_job() for _ in range(2))),
+        started(*[new_job() for _ in range(2)], workers=["b", "c"]),
+        started(*[new_job() for _ in range(2)], workers=["d"]),
+    ]
+    answers = await store.append(batch, NOW)
+    workers = []
+    for submission, answer in zip(batch, answers, strict=True):
+        assert isinstance(answer, list)
+        assert [each.id for each in answer] == [job.id for job in submission.jobs]
+        for appended in answer:
+            row = await row_of(store, appended.id)
+            assert appended.fencing_token == row.fencing_token
+            assert (row.state is State.RUNNING) is (appended.fencing_token > 0)
+            workers.append(row.worker_id)
+    assert workers == ["a", None, None, None, None, "b", "c", "d", None]
+    assert await store.append(batch, NOW + 5) == answers
 
 
 async def test_a_repeat_of_what_has_gone_on_answers_no_token(store: Store) -> None:

@@ -277,10 +277,10 @@ async def test_what_the_scheduler_refuses_is_told_as_such(
 ) -> None:
     async with house() as h:
 
-        async def submit(specs: Any) -> Any:
+        def put(specs: Any) -> Any:
             raise error
 
-        h.scheduler.jobs.submit = submit  # type: ignore[method-assign]
+        h.scheduler.jobs.put = put  # type: ignore[method-assign]
         reply = await h.call("POST", "/v1/jobs", JOB)
         assert (reply.status, reply.code) == (status, code)
         if isinstance(error, NotOwner):

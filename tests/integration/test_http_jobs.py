@@ -10,8 +10,6 @@ import msgspec
 import pytest
 from integration.http_house import Reply, house
 
-from tickwheel.core.errors import Unavailable
-from tickwheel.core.queue import Queue
 from tickwheel.core.settings import Settings
 from tickwheel.server import answers
 from tickwheel.storage import MemoryStore
@@ -62,39 +60,6 @@ async def test_the_queues_defaults_show_in_the_answer() -> None:
         assert (created["priority"], created["max_attempts"]) == (1, 9)
         read = (await h.call("GET", f"/v1/jobs/{created['id']}")).body
         assert (read["priority"], read["max_attempts"]) == (1, 9)
-
-
-class CountedQueues(MemoryStore):
-    """Counts how often the queues are read; fails while `broken`, without delay else."""
-
-    reads = 0
-    broken = False
-
-    async def queues(self) -> list[Queue]:
-        self.reads += 1
-        await asyncio.sleep(0)
-        if self.broken:
-            raise Unavailable("the database: gone")
-        return await super().queues()
-
-
-async def test_a_submission_that_is_answered_503_is_not_written() -> None:
-    store = CountedQueues()
-    async with house(store) as h:
-        store.broken = True
-        reply = await h.call("POST", "/v1/jobs", {"task": "t"})
-        assert (reply.status, reply.code) == (503, "unavailable")
-        store.broken = False
-        assert await h.jobs() == []
-
-
-async def test_submissions_at_once_read_the_queues_once() -> None:
-    store = CountedQueues()
-    async with house(store) as h:
-        before = store.reads
-        await asyncio.gather(*(h.submit() for _ in range(50)))
-        # The scheduler itself reads them about every second.
-        assert store.reads - before <= 5
 
 
 async def test_args_come_back_as_the_very_bytes_sent() -> None:

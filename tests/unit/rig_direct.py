@@ -11,6 +11,7 @@ from unit.rig import Faulty, Hand, store_of
 from tickwheel.core import JobSpec, Scheduler
 from tickwheel.core.job import Submission
 from tickwheel.core.lease import Lease
+from tickwheel.core.resolver import Request
 from tickwheel.core.sessions import WorkerSession
 from tickwheel.core.testing import VirtualClock
 
@@ -35,7 +36,9 @@ class Watched(Faulty):
                 raise self.refuses
         for submission in submissions:
             ids = [job.id for job in submission.jobs]
-            (self.waiting if submission.start is None else self.started).extend(ids)
+            count = 0 if submission.start is None else len(submission.start.workers)
+            self.started += ids[:count]
+            self.waiting += ids[count:]
         if self.forgetful:
             submissions = [submission._replace(start=None) for submission in submissions]
         return await self.__getattr__("append")(submissions, now_ms)
@@ -58,8 +61,8 @@ def session_of(hand: Hand) -> WorkerSession:
     return session
 
 
-async def reserved(scheduler: Scheduler, *specs: JobSpec) -> list[str] | None:
-    """Resolve jobs and reserve slots for them; return whose, None if they are to wait."""
-    submission = await scheduler.jobs._resolver.resolve(specs)
-    slots = scheduler.jobs._direct.reserve(submission)
-    return None if slots is None else [session.worker_id for session in slots]
+async def reserved(scheduler: Scheduler, *specs: JobSpec) -> list[str]:
+    """Resolve jobs and reserve slots for the first of them; return whose."""
+    request = Request(specs, scheduler.clock.now_ms())
+    [(_, submission)], _ = await scheduler.jobs._resolver.resolve([request])
+    return [session.worker_id for session in scheduler.jobs._direct.reserve(submission)]

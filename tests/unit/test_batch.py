@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from tickwheel.core.batch import ROWS_WORTH_A_FLUSH, GroupCommit
-from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, Unavailable
+from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, TickwheelError, Unavailable
 from tickwheel.core.testing import VirtualClock, run
 
-Flush = Callable[[list[int]], Awaitable[list[int]]]
+Flush = Callable[[list[int]], Awaitable[Sequence[int | TickwheelError]]]
 
 
 class Log:
@@ -126,6 +126,67 @@ def test_a_caller_that_hangs_up_abandons_the_answer_and_not_the_write() -> None:
         gone.cancel()
         assert await here == 4
         assert log.batches == [[1, 2]]
+
+    run(scenario)
+
+
+def test_the_future_of_a_request_that_nobody_waits_for_may_be_cancelled() -> None:
+    async def scenario(_: VirtualClock) -> None:
+        log = Log()
+        commit = commit_of(log)
+        early, late, here = (commit.put(each) for each in (1, 2, 3))
+        early.cancel()
+        await asyncio.sleep(0.005)
+        assert commit.rows == 3
+        late.cancel()
+        assert await here == 6
+        assert log.batches == [[1, 2, 3]]
+        assert early.cancelled()
+        assert late.cancelled()
+        await commit.drain()
+        assert commit.rows == 0
+        assert await commit.put(4) == 8
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("error", [Unavailable("gone"), InvalidRequest("poison")])
+def test_a_cancelled_future_takes_no_error_and_the_others_do(error: Exception) -> None:
+    async def scenario(_: VirtualClock) -> None:
+        log = Log()
+        log.error = error
+        commit = commit_of(log)
+        gone, here = commit.put(1), commit.put(2)
+        gone.cancel()
+        with pytest.raises(type(error)):
+            await here
+        assert gone.cancelled()
+        await commit.drain()
+        assert commit.rows == 0
+
+    run(scenario)
+
+
+def test_an_error_as_an_answer_is_raised_by_its_request_alone() -> None:
+    async def scenario(_: VirtualClock) -> None:
+        batches: list[list[int]] = []
+
+        async def picky(batch: list[int]) -> list[int | TickwheelError]:
+            batches.append(batch)
+            return [InvalidRequest(str(each)) if each < 0 else 2 * each for each in batch]
+
+        commit = commit_of(picky)
+        good, bad, gone, last = (commit.put(each) for each in (1, -2, -3, 4))
+        gone.cancel()
+        with pytest.raises(InvalidRequest, match="-2"):
+            await bad
+        assert (await good, await last) == (2, 8)
+        assert gone.cancelled()
+        assert batches == [[1, -2, -3, 4]]
+        with pytest.raises(InvalidRequest, match="-5"):
+            await commit.submit(-5)
+        await commit.drain()
+        assert commit.rows == 0
 
     run(scenario)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from unit.rig import HOUR, Hand, books_balance, scheduler_on, state_of, states, submit, until
@@ -60,6 +61,58 @@ def test_a_batch_that_finds_slots_is_started_whole_and_in_order() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(("slots", "limit"), [(1, None), (5, None), (11, None), (100, 5)])
+def test_of_a_batch_the_first_jobs_start_and_the_others_follow_once_each(
+    slots: int, limit: int | None
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            await scheduler.queues.put(Queue("default", max_running=limit))
+            await submit(scheduler, delay_ms=HOUR)
+            await until(lambda: scheduler._kernel.recovered)
+            hand = await Hand(scheduler, {"default": slots}).join()
+            polling = await offering(hand)
+            ids = await submit(scheduler, 12)
+            count = limit or slots
+            assert (store.started, store.waiting[1:]) == (ids[:count], ids[count:])
+            leases = await polling
+            assert [lease.id for lease in leases] == ids[:count]
+            assert store.calls["claim"] == 0
+            books_balance(scheduler)
+            await hand.report(*leases)
+            await hand.work(12 - count)
+            assert [lease.id for lease in hand.sent] == ids
+            assert {lease.row[5:9] for lease in hand.sent} == {(1, 0, 0, 0)}
+            assert store.rows["claim"] == 12 - count
+            assert await states(scheduler) == {State.SUCCEEDED: 12, State.SCHEDULED: 1}
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("last", [{}, {"tags": ("x",)}], ids=["alike", "unlike"])
+def test_requests_of_one_flush_share_the_slots_in_their_order(last: dict[str, Any]) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 5}).join()
+            polling = await offering(hand)
+            said = [submit(scheduler, 2), submit(scheduler), submit(scheduler, 4, **last)]
+            answers = await asyncio.gather(*said, submit(scheduler, **last))
+            assert [len(answer) for answer in answers] == [2, 1, 4, 1]
+            ids = [job_id for answer in answers for job_id in answer]
+            assert store.calls["append"] == 1
+            assert (store.started, store.waiting) == (ids[:5], ids[5:])
+            assert [lease.id for lease in await polling] == ids[:5]
+            await hand.report(*hand.sent)
+            await hand.work(3)
+            assert sorted(lease.id for lease in hand.sent) == sorted(ids)
+            books_balance(scheduler)
+
+    run(scenario)
+
+
 def test_what_a_job_says_of_itself_holds_for_a_direct_start() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = Watched(clock)
@@ -92,18 +145,20 @@ def test_jobs_are_spread_evenly_over_the_workers_as_far_as_their_slots_go() -> N
             hands = [await Hand(scheduler, {"default": slots}).join() for slots in (1, 5, 5)]
             polls = [await offering(hand) for hand in hands]
             small, *big = (hand.worker_id for hand in hands)
-            for count, most in ((1, 1), (2, 1), (3, 1), (7, 3), (11, 5)):
-                taken = Counter(await reserved(scheduler, *[JOB] * count) or ())
-                assert taken.total() == count
+            for count, most in ((1, 1), (2, 1), (3, 1), (7, 3), (11, 5), (40, 5)):
+                taken = Counter(await reserved(scheduler, *[JOB] * count))
+                assert taken.total() == min(count, 11)
                 assert taken[small] <= 1
                 assert max(taken.values()) == most
                 for hand in hands:
                     session_of(hand).reserved.clear()
                 scheduler._kernel.claiming.clear()
-            assert Counter(await reserved(scheduler, *[JOB] * 11)) == {
+            assert Counter(await reserved(scheduler, *[JOB] * 12)) == {
                 small: 1, big[0]: 5, big[1]: 5
             }  # fmt: skip
-            assert await reserved(scheduler, JOB) is None
+            assert scheduler._kernel.claiming["default"] == 11
+            assert await reserved(scheduler, JOB) == []
+            assert scheduler._kernel.claiming["default"] == 11
             for polling in polls:
                 polling.cancel()
 
@@ -116,7 +171,7 @@ async def _set_limit(scheduler: Scheduler) -> None:
 
 async def _reach_limit(scheduler: Scheduler) -> None:
     await _set_limit(scheduler)
-    assert await reserved(scheduler, JOB) is not None
+    assert len(await reserved(scheduler, JOB)) == 1
 
 
 async def _is_not_recovered(scheduler: Scheduler) -> None:
@@ -168,13 +223,14 @@ def test_a_job_waits_where_it_may_not_start(
             await until(lambda: kernel.recovered)
             hand = await Hand(scheduler).join()
             polling = await offering(hand)
-            assert await reserved(scheduler, JOB) is not None
+            assert await reserved(scheduler, JOB) == [hand.worker_id]
             session_of(hand).reserved.clear()
             kernel.claiming.clear()
             await obstacle(scheduler)
             taken = +session_of(hand).reserved
-            assert await reserved(scheduler, JOB) is None
-            assert +session_of(hand).reserved == taken
+            for count in (1, 3):
+                assert await reserved(scheduler, *[JOB] * count) == []
+                assert +session_of(hand).reserved == +kernel.claiming == taken
             kernel.draining, kernel.owns_time = before  # type: ignore[method-assign]
             polling.cancel()
 
@@ -191,11 +247,14 @@ def test_a_limit_that_is_not_reached_or_not_there_does_not_hinder() -> None:
             await submit(scheduler)
             assert len(await polling) == 1
             polling = await offering(hand)
-            assert await reserved(scheduler, *[JOB] * 3) is None
-            assert await reserved(scheduler, *[JOB] * 2) is not None
+            assert await reserved(scheduler, *[JOB] * 3) == [hand.worker_id] * 2
+            assert await reserved(scheduler, JOB) == []
+            await scheduler.queues.put(Queue("default", max_running=1))
+            assert await reserved(scheduler, JOB) == []
+            assert scheduler._kernel.claiming["default"] == 2
             await scheduler.queues.put(Queue("default", max_running=None))
             scheduler._kernel.recovered = False
-            assert await reserved(scheduler, JOB) is not None
+            assert await reserved(scheduler, JOB) == [hand.worker_id]
             polling.cancel()
 
     run(scenario)
@@ -210,10 +269,9 @@ def test_a_limit_that_is_not_reached_or_not_there_does_not_hinder() -> None:
         [JOB, JobSpec("t", delay_ms=HOUR)],
         [JobSpec("t", start_deadline_ms=HOUR)],
         [JOB, JobSpec("t", queue="other")],
-        [JOB] * 6,
         [JobSpec("t", queue="third")],
     ],
-    ids=["key", "keys", "future", "futures", "deadline", "queues", "slots", "nobody"],
+    ids=["key", "keys", "future", "futures", "deadline", "queues", "nobody"],
 )
 def test_other_submissions_wait_and_are_claimed(specs: list[JobSpec]) -> None:
     async def scenario(clock: VirtualClock) -> None:
@@ -261,6 +319,7 @@ def test_nobody_overtakes_who_waits_for_his_claim() -> None:
         async with scheduler_on(store, clock) as scheduler:
             hand = await Hand(scheduler).join()
             older = await submit(scheduler, 3)
+            await until(lambda: scheduler._kernel.residents.total == 3)
             store.down = True
             polling = await offering(hand)
             await until(lambda: store.calls["claim"])
@@ -271,6 +330,33 @@ def test_nobody_overtakes_who_waits_for_his_claim() -> None:
             await polling
             assert {lease.id for lease in hand.sent[:3]} == set(older)
             assert [lease.id for lease in hand.sent[3:]] == younger
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_nobody_overtakes_the_rest_of_a_submission_whose_first_jobs_were_started() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 2}).join()
+            await submit(scheduler)
+            await hand.work(1)
+            polling = await offering(hand)
+            older = await submit(scheduler, 5)
+            assert store.started == older[:2]
+            assert [lease.id for lease in await polling] == older[:2]
+            store.down, claims = True, store.calls["claim"]
+            polling = await offering(hand, {"default": 7})
+            await until(lambda: store.calls["claim"] > claims)
+            store.down = False
+            younger = await submit(scheduler, 2)
+            assert store.started == older[:2]
+            await polling
+            while len(hand.sent) < 8:
+                await hand.poll(1_000, {"default": 7})
+            assert {lease.id for lease in hand.sent[3:6]} == set(older[2:])
+            assert [lease.id for lease in hand.sent[6:]] == younger
             books_balance(scheduler)
 
     run(scenario)

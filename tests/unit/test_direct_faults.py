@@ -15,8 +15,9 @@ from tickwheel.core.protocol import Report, RunningItem
 from tickwheel.core.testing import VirtualClock, run
 
 
+@pytest.mark.parametrize("count", [5, 8])
 @pytest.mark.parametrize("error", [Unavailable("down"), InvalidRequest("a bad row")])
-def test_an_append_that_fails_gives_its_slots_back(error: Exception) -> None:
+def test_an_append_that_fails_gives_its_slots_back(error: Exception, count: int) -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = Watched(clock)
         async with scheduler_on(store, clock) as scheduler:
@@ -27,9 +28,8 @@ def test_an_append_that_fails_gives_its_slots_back(error: Exception) -> None:
             store.refuses = error
             for _ in range(3):
                 with pytest.raises(type(error)):
-                    await scheduler.jobs.submit([JobSpec("bad")] * 5)
-                books_balance(scheduler)
-            assert session_of(hand).free("default") == 5
+                    await scheduler.jobs.submit([JobSpec("bad")] * count)
+                assert_no_slot_is_taken(hand)
             ids = await submit(scheduler, 5)
             assert [lease.id for lease in await polling] == store.started == ids
             assert await states(scheduler) == {State.RUNNING: 5}
@@ -88,6 +88,37 @@ def test_an_append_that_was_written_and_not_heard_of_is_taken_back_uncharged() -
             await hand.report(*leases)
             assert await states(scheduler) == {State.SUCCEEDED: 3}
             books_balance(scheduler)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_of_what_was_not_heard_of_the_first_jobs_are_taken_back_and_all_run_once(
+    limit: int | None,
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            await scheduler.queues.put(Queue("default", max_running=limit))
+            hand = await Hand(scheduler, {"default": 9 if limit else 2}).join()
+            await until(lambda: scheduler._kernel.recovered)
+            polling = await offering(hand)
+            store.lost = {"append"}
+            with pytest.raises(OutcomeUnknown):
+                await submit(scheduler, 5)
+            store.lost = set()
+            assert (len(store.started), len(store.waiting)) == (2, 3)
+            assert await states(scheduler) == {State.RUNNING: 2, State.SCHEDULED: 3}
+            assert session_of(hand).reserved == scheduler._kernel.claiming == {"default": 2}
+            await until(lambda: store.rows["find"])
+            assert store.rows["find"] == 2
+            await hand.report(*await polling)
+            await hand.work(5 - len(hand.sent))
+            ids = [lease.id for lease in hand.sent]
+            assert sorted(ids) == sorted(store.started + store.waiting)
+            assert {lease.row[5:9] for lease in hand.sent} == {(1, 0, 0, 0)}
+            assert await states(scheduler) == {State.SUCCEEDED: 5}
+            assert_no_slot_is_taken(hand)
 
     run(scenario)
 
@@ -220,6 +251,24 @@ def test_a_row_that_answers_without_a_token_is_read_again() -> None:
     run(scenario)
 
 
+def test_first_rows_that_answer_without_a_token_are_claimed_like_the_others() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler, {"default": 2}).join()
+            polling = await offering(hand)
+            store.forgetful = True
+            ids = await submit(scheduler, 5)
+            assert store.started == ids[:2]
+            await hand.report(*await polling)
+            await hand.work(5 - len(hand.sent))
+            assert sorted(lease.id for lease in hand.sent) == sorted(ids)
+            assert store.rows["claim"] == 5
+            assert_no_slot_is_taken(hand)
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("event", ["pause", "leave", "drain"])
 def test_a_job_that_nobody_may_run_by_the_time_it_is_written_is_given_back(event: str) -> None:
     async def scenario(clock: VirtualClock) -> None:
@@ -278,3 +327,10 @@ def test_a_direct_start_is_not_sent_when_time_was_lost_meanwhile() -> None:
             books_balance(scheduler)
 
     run(scenario)
+
+
+def assert_no_slot_is_taken(hand: Hand) -> None:
+    """Assert that what was reserved was given back once: neither more nor less."""
+    books_balance(hand.scheduler)
+    for counted in (session_of(hand).reserved, hand.scheduler._kernel.claiming):
+        assert not any(counted.values())

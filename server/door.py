@@ -1,0 +1,192 @@
+"""The door: what a connection has said before needn't be parsed again.
+
+A client that keeps its connection sends the same head with every submission, byte for byte, or one
+of a few that differ in their Content-Length. The first time, aiohttp parses it, and the application
+checks and authorises it. From then on a chunk that begins with the same bytes and holds the whole
+body takes the express lane: straight to the handler, and the answer straight to the socket.
+
+A `Door` stands before aiohttp's own protocol of one connection and hands on all that it doesn't
+know. It may step in between two requests only, so it counts. When aiohttp has written an answer, and
+the bytes that it was given since the last boundary are just those of that request's head and body,
+here is the next boundary. Whoever pipelines leaves it for good: the bytes of a later request come
+on top, so that the count never fits again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
+
+from aiohttp import hdrs, web
+
+HEADS_MAX = 64
+"""Heads that a connection is known by; there are as many as lengths of bodies."""
+
+
+class Known(NamedTuple):
+    """What is known of a head: the length of its body, and the credentials."""
+
+    length: int
+    authorization: str
+
+
+class Passage(NamedTuple):
+    """A request under way on the express lane, and how its result becomes the bytes to send."""
+
+    result: asyncio.Future[object]
+    answer: Callable[[asyncio.Future[object]], bytes]
+
+
+class Lane(Protocol):
+    """What serves the express lane."""
+
+    first_line: bytes
+    keepalive_seconds: float
+
+    def take(self, known: Known, body: bytes) -> Passage | None:
+        """Begin to answer a request; None, and nothing has happened: aiohttp shall."""
+        ...
+
+
+class Answer(web.Response):
+    """A response that tells when it has been written."""
+
+    written: Callable[[], None] | None = None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write the response's end."""
+        await super().write_eof(data)
+        if self.written is not None:
+            self.written()
+
+
+class Door(asyncio.Protocol):
+    """One connection: `inner` is aiohttp's protocol for it."""
+
+    def __init__(self, inner: web.RequestHandler, lane: Lane) -> None:
+        self._inner = inner
+        self._lane = lane
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._known: dict[bytes, Known] = {}
+        self._head = b""
+        self._passed = 0
+        """Bytes handed on since the last boundary; 0: here is one."""
+        self._passage: Passage | None = None
+        self._held = b""
+        self._clogged = False
+        self._used_at = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let aiohttp begin."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let aiohttp end; what is under way is written all the same, but not answered."""
+        self._transport = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Leave it to aiohttp while the client doesn't read."""
+        self._clogged = True
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._clogged = False
+        self._inner.resume_writing()
+
+    def eof_received(self) -> None:
+        """Do as aiohttp does: who half-closes gets no answer to what is under way."""
+        self._inner.eof_received()
+
+    def data_received(self, data: bytes) -> None:
+        """Take the express lane with what is known, or hand it on."""
+        if self._passage is not None:
+            self._held += data
+            if self._transport is not None:
+                self._transport.pause_reading()
+            return
+        if not self._passed:
+            end = data.find(b"\r\n\r\n") + 4
+            self._head = data[:end]
+            known = self._known.get(self._head)
+            if (
+                known is not None
+                and len(data) == end + known.length
+                and not self._clogged
+                and self._take(known, data[end:])
+            ):
+                return
+        self._passed += len(data)
+        self._inner.data_received(data)
+
+    def written(self, request: web.BaseRequest, response: web.Response) -> None:
+        """Note that aiohttp has answered a request, and remember its head if it went well."""
+        length = request.content_length or 0
+        if self._passed != len(self._head) + length:
+            return
+        self._passed = 0
+        headers = request.headers
+        if (
+            response.status == 201
+            and request.keep_alive
+            and self._head.startswith(self._lane.first_line)
+            and not {hdrs.EXPECT, hdrs.UPGRADE, hdrs.TRANSFER_ENCODING} & headers.keys()
+        ):
+            if len(self._known) >= HEADS_MAX:
+                self._known.clear()
+            self._known[self._head] = Known(length, headers.get(hdrs.AUTHORIZATION, ""))
+
+    def _take(self, known: Known, body: bytes) -> bool:
+        passage = self._lane.take(known, body)
+        if passage is None:
+            return False
+        self._passage = passage
+        # From here to aiohttp's next answer it is not aiohttp that ends an idle connection.
+        self._inner.keep_alive(True)
+        self._used_at = self._loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(self._lane.keepalive_seconds, self._check_idle)
+        passage.result.add_done_callback(self._done)
+        return True
+
+    def _done(self, result: asyncio.Future[object]) -> None:
+        assert self._passage is not None
+        answer = self._passage.answer
+        self._passage = None
+        transport = self._transport
+        if transport is None or result.cancelled():
+            if transport is not None:
+                transport.close()
+            elif not result.cancelled():
+                result.exception()
+            return
+        transport.write(answer(result))
+        if self._held:
+            held, self._held = self._held, b""
+            transport.resume_reading()
+            self.data_received(held)
+
+    def _check_idle(self) -> None:
+        self._idle_timer = None
+        if self._transport is None or self._passed:
+            return
+        idle_at = self._used_at + self._lane.keepalive_seconds
+        if self._passage is None and self._loop.time() >= idle_at:
+            self._transport.close()
+        else:
+            later = max(idle_at, self._loop.time() + 1)
+            self._idle_timer = self._loop.call_at(later, self._check_idle)
+
+
+def door_of(request: web.BaseRequest) -> Door | None:
+    """Return the door through which a request came, if there is one."""
+    transport = request.transport
+    door = None if transport is None else transport.get_protocol()
+    return door if isinstance(door, Door) else None
