@@ -8,7 +8,8 @@
             last moment, time and ownership are checked once more
 
 All of it is one synchronous `_step`, driven by one alarm. Only the claim itself runs beside it, a
-few at a time: while they run, what is ready gathers, so batches grow with the load.
+few at a time: while they run, what is ready gathers, so batches grow with the load. So they do while
+the pump rests a little after every answer, which an idle system never notices.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _UNSENT_CHECK_MS = 250
 _CLOCK_SET_BACK_MS = 20
 _STALL_MS = 1_000
 _BACKOFF_MS = 200
+_PACE_MS = 2
+"""The rest after an answer: at 10,000 due times a second a seventh of all CPU, for 0.7 ms of lag."""
 
 
 class Dispatcher:
@@ -51,6 +54,7 @@ class Dispatcher:
         self._grace_until_ms = 0
         self._checked_ms = 0
         self._early = False
+        self._sent = False
         self.parked = asyncio.Event()
         """Set when occurrences of schedules have fired and wait to be let through."""
 
@@ -59,6 +63,9 @@ class Dispatcher:
         alarm = self._kernel.alarm
         while True:
             more = self._step()
+            if self._sent and not more:
+                self._sent = False
+                await asyncio.sleep(_PACE_MS / 1000)
             self._slept_ms = 0 if more else self._delay_ms()
             await alarm.wait(self._slept_ms)
 
@@ -220,6 +227,7 @@ class Dispatcher:
         kernel.sessions.answered(session, monotonic_ms)
         cancels, session.cancels = session.cancels, []
         session.answer(PollAnswer(batch, cancels))
+        self._sent = True
 
     def _start_claims(self, monotonic_ms: int) -> None:
         settings = self._kernel.settings
