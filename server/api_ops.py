@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 from tickwheel.core.errors import Unavailable
 
 from .auth import Principal
+from .door import Answer
 from .http import Context, reply
 from .metrics import CONTENT_TYPE
 from .problems import Forbidden
@@ -32,7 +33,7 @@ async def metrics(context: Context, request: web.Request, who: Principal) -> web
     if who.queues is not None:
         raise Forbidden("metrics are of all queues, and this key is limited to some")
     headers = {hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.SERVER: "tickwheel"}
-    return web.Response(body=context.metrics.expose(), headers=headers)
+    return Answer(body=context.metrics.expose(), headers=headers)
 
 
 async def openapi(context: Context, request: web.Request, who: Principal) -> web.Response:

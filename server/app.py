@@ -7,7 +7,9 @@ is always in the log, at the price that what was tried and refused is there too.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import orjson
@@ -26,6 +28,8 @@ from .problems import PARSER_LOG, answer
 from .routes import ROUTES, Route
 
 KEEPALIVE_SECONDS = 75.0
+NEVER_SECONDS = 1e9
+"""An idle connection is closed by its door."""
 LINGERING_SECONDS = 2.0
 SHUTDOWN_SECONDS_MAX = 5.0
 
@@ -68,6 +72,14 @@ def build_app(
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _endpoint(context, route))
     app[_LANE] = SubmitLane(context, KEEPALIVE_SECONDS)
+
+    async def finish_lane(_: web.Application) -> None:
+        """Let what is on the express lane be answered: aiohttp waits for its own only."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_SECONDS_MAX):
+                await scheduler.jobs.commit.drain()
+
+    app.on_shutdown.append(finish_lane)
     return app
 
 
@@ -80,7 +92,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         auto_decompress=False,
         handle_signals=False,
         handler_cancellation=True,
-        keepalive_timeout=KEEPALIVE_SECONDS,
+        keepalive_timeout=NEVER_SECONDS,
         lingering_time=LINGERING_SECONDS,
         logger=PARSER_LOG,
         shutdown_timeout=SHUTDOWN_SECONDS_MAX,
@@ -90,6 +102,9 @@ def make_runner(app: web.Application) -> web.AppRunner:
 def _edge(metrics: ServerMetrics) -> Callable[..., Awaitable[web.StreamResponse]]:
     @web.middleware
     async def edge(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
+        door = door_of(request)
+        if door is not None:
+            door.began()
         try:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  here every error becomes an answer
@@ -98,7 +113,6 @@ def _edge(metrics: ServerMetrics) -> Callable[..., Awaitable[web.StreamResponse]
                 response.force_close()
         resource = request.match_info.route.resource
         metrics.request("" if resource is None else resource.canonical, response.status)
-        door = door_of(request)
         if door is not None and isinstance(response, Answer):
             response.written = partial(door.written, request, response)
         return response

@@ -6,10 +6,13 @@ checks and authorises it. From then on a chunk that begins with the same bytes a
 body takes the express lane: straight to the handler, and the answer straight to the socket.
 
 A `Door` stands before aiohttp's own protocol of one connection and hands on all that it doesn't
-know. It may step in between two requests only, so it counts. When aiohttp has written an answer, and
-the bytes that it was given since the last boundary are just those of that request's head and body,
-here is the next boundary. Whoever pipelines leaves it for good: the bytes of a later request come
-on top, so that the count never fits again.
+know. It may step in between two requests only, so it counts. When aiohttp has written an answer, has
+had all of that request's body, and was given since the last boundary just the bytes of its head and
+body, here is the next boundary. Whoever pipelines leaves the lane for good: the bytes of a later
+request come on top, so that the count never fits again.
+
+aiohttp doesn't see what takes the lane, so it is the door that closes an idle connection: as long
+after the last answer, whatever has been sent since short of a whole request.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from aiohttp import hdrs, web
 
 HEADS_MAX = 64
 """Heads that a connection is known by; there are as many as lengths of bodies."""
+HEAD_BYTES_MAX = 4_096
+"""The longest head that is remembered."""
 
 
 class Known(NamedTuple):
@@ -76,11 +81,15 @@ class Door(asyncio.Protocol):
         self._passage: Passage | None = None
         self._held = b""
         self._clogged = False
-        self._used_at = 0.0
+        self._serving = False
+        """Whether aiohttp has a request to answer."""
+        self._answered_at = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let aiohttp begin."""
+        self._answered_at = self._loop.time()
+        self._idle_timer = self._loop.call_later(self._lane.keepalive_seconds, self._check_idle)
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
         self._inner.connection_made(transport)
 
@@ -114,7 +123,7 @@ class Door(asyncio.Protocol):
             return
         if not self._passed:
             end = data.find(b"\r\n\r\n") + 4
-            self._head = data[:end]
+            self._head = data[:end] if end > 3 else b""
             known = self._known.get(self._head)
             if (
                 known is not None
@@ -126,16 +135,23 @@ class Door(asyncio.Protocol):
         self._passed += len(data)
         self._inner.data_received(data)
 
+    def began(self) -> None:
+        """Note that aiohttp has a whole head, and shall answer it."""
+        self._serving = True
+
     def written(self, request: web.BaseRequest, response: web.Response) -> None:
         """Note that aiohttp has answered a request, and remember its head if it went well."""
+        self._serving = False
+        self._answered_at = self._loop.time()
         length = request.content_length or 0
-        if self._passed != len(self._head) + length:
+        if not request.content.is_eof() or self._passed != len(self._head) + length:
             return
         self._passed = 0
         headers = request.headers
         if (
             response.status == 201
             and request.keep_alive
+            and len(self._head) <= HEAD_BYTES_MAX
             and self._head.startswith(self._lane.first_line)
             and not {hdrs.EXPECT, hdrs.UPGRADE, hdrs.TRANSFER_ENCODING} & headers.keys()
         ):
@@ -148,11 +164,6 @@ class Door(asyncio.Protocol):
         if passage is None:
             return False
         self._passage = passage
-        # From here to aiohttp's next answer it is not aiohttp that ends an idle connection.
-        self._inner.keep_alive(True)
-        self._used_at = self._loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self._loop.call_later(self._lane.keepalive_seconds, self._check_idle)
         passage.result.add_done_callback(self._done)
         return True
 
@@ -167,6 +178,7 @@ class Door(asyncio.Protocol):
             elif not result.cancelled():
                 result.exception()
             return
+        self._answered_at = self._loop.time()
         transport.write(answer(result))
         if self._held:
             held, self._held = self._held, b""
@@ -174,15 +186,15 @@ class Door(asyncio.Protocol):
             self.data_received(held)
 
     def _check_idle(self) -> None:
-        self._idle_timer = None
-        if self._transport is None or self._passed:
+        if self._transport is None:
             return
-        idle_at = self._used_at + self._lane.keepalive_seconds
-        if self._passage is None and self._loop.time() >= idle_at:
+        now = self._loop.time()
+        idle_at = self._answered_at + self._lane.keepalive_seconds
+        if now >= idle_at and not self._serving and self._passage is None:
             self._transport.close()
-        else:
-            later = max(idle_at, self._loop.time() + 1)
-            self._idle_timer = self._loop.call_at(later, self._check_idle)
+            return
+        again_at = idle_at if idle_at > now else now + self._lane.keepalive_seconds
+        self._idle_timer = self._loop.call_at(again_at, self._check_idle)
 
 
 def door_of(request: web.BaseRequest) -> Door | None:

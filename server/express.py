@@ -58,25 +58,27 @@ class SubmitLane:
         if error is not None:
             problem = answer(without_place(error) if single else error, "POST", PATH)
             self._context.metrics.request(PATH, problem.status)
-            return _whole(problem)
+            return self._whole(problem)
         written = result.result()
         body = accepted(written, single)
         location = f"Location: {PATH}/{written.jobs[0].id}\r\n".encode() if single else b""
         self._context.metrics.request(PATH, 201)
-        date = _date(self._context.scheduler.clock.now_ms() // 1000)
-        return _SUCCESS % (location, len(body), date, body)
+        return _SUCCESS % (location, len(body), self._date(), body)
 
+    def _whole(self, response: web.Response) -> bytes:
+        """Return a response as the bytes on the wire."""
+        body = response.body
+        assert isinstance(body, bytes)
+        headers = {**response.headers, hdrs.CONTENT_LENGTH: str(len(body))}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        phrase = HTTPStatus(response.status).phrase
+        head = f"HTTP/1.1 {response.status} {phrase}\r\n{lines}".encode()
+        return b"%bDate: %b\r\n\r\n%b" % (head, self._date(), body)
 
-def _whole(response: web.Response) -> bytes:
-    """Return a response as the bytes on the wire."""
-    body = response.body
-    assert isinstance(body, bytes)
-    headers = {**response.headers, hdrs.CONTENT_LENGTH: str(len(body))}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    phrase = HTTPStatus(response.status).phrase
-    return f"HTTP/1.1 {response.status} {phrase}\r\n{lines}\r\n".encode() + body
+    def _date(self) -> bytes:
+        return _http_date(self._context.scheduler.clock.now_ms() // 1000)
 
 
 @lru_cache(maxsize=2)
-def _date(second: int) -> bytes:
+def _http_date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
