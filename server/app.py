@@ -114,7 +114,7 @@ def _edge(metrics: ServerMetrics) -> Callable[..., Awaitable[web.StreamResponse]
         resource = request.match_info.route.resource
         metrics.request("" if resource is None else resource.canonical, response.status)
         if door is not None and isinstance(response, Answer):
-            response.written = partial(door.written, request, response)
+            response.written = partial(door.written, request, response.status)
         return response
 
     return edge

@@ -62,8 +62,9 @@ class Answer(web.Response):
     async def write_eof(self, data: bytes = b"") -> None:
         """Write the response's end."""
         await super().write_eof(data)
-        if self.written is not None:
-            self.written()
+        written, self.written = self.written, None
+        if written is not None:
+            written()
 
 
 class Door(asyncio.Protocol):
@@ -139,7 +140,7 @@ class Door(asyncio.Protocol):
         """Note that aiohttp has a whole head, and shall answer it."""
         self._serving = True
 
-    def written(self, request: web.BaseRequest, response: web.Response) -> None:
+    def written(self, request: web.BaseRequest, status: int) -> None:
         """Note that aiohttp has answered a request, and remember its head if it went well."""
         self._serving = False
         self._answered_at = self._loop.time()
@@ -149,7 +150,7 @@ class Door(asyncio.Protocol):
         self._passed = 0
         headers = request.headers
         if (
-            response.status == 201
+            status == 201
             and request.keep_alive
             and len(self._head) <= HEAD_BYTES_MAX
             and self._head.startswith(self._lane.first_line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
@@ -10,6 +11,7 @@ import re
 from typing import Any
 
 import pytest
+from aiohttp import web
 from integration.http_house import House, house
 
 from tickwheel.core.errors import NotOwner, OutcomeUnknown, TickwheelError, Unavailable
@@ -376,3 +378,23 @@ async def test_a_client_that_hangs_up_in_the_middle_of_a_submission_harms_nobody
         await h.submit(queue="other")
         (leased,) = await h.lease(await h.worker(other=1), other=1)
         assert leased["queue"] == "other"
+
+
+async def test_a_request_leaves_nothing_for_the_cycle_collector() -> None:
+    async with house() as h:
+        worker = await h.worker()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for seq in (1, 2, 3):
+                await h.submit()
+                await h.call("GET", "/v1/jobs?limit=1")
+                await h.lease(worker, seq)
+            gc.collect()
+            kept = [each for each in gc.garbage if isinstance(each, web.Request | web.Response)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert kept == []

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.test_utils import make_mocked_request
 
-from tickwheel.server.door import HEADS_MAX, Answer, Door, Known, Passage
+from tickwheel.server.door import HEADS_MAX, Door, Known, Passage
 
 FIRST = b"POST /v1/jobs HTTP/1.1\r\n"
 BODY = b"{}"
@@ -137,7 +137,7 @@ class Rig:
     ) -> None:
         sent = {"Content-Length": str(length), **(headers or {})}
         request = make_mocked_request("POST", "/v1/jobs", sent, payload=payload)
-        self.door.written(request, Answer(status=status))
+        self.door.written(request, status)
 
     def express(self, body: bytes = BODY) -> bool:
         """Send a request; say if the lane took it."""
