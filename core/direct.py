@@ -5,8 +5,8 @@ waits for it already, its insert says both: that there is such a job, and that t
 first attempt. Nothing else differs. The row is what the claim would have made of it, it is durable
 before the first byte goes out, and from there on the job takes the usual way.
 
-Only when nobody is passed over by it: no job of the queue waits in memory or beyond, and of the
-submission the first jobs take what slots there are.
+Only when nobody is passed over by it: no job of the queue waits beyond memory, and those that wait
+for their claim keep as many slots. Of the submission the first jobs take what slots are left.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DirectStart:
             or max(run_ats) > kernel.clock.now_ms()
             or any(expires)
             or not kernel.residents.shards.keys() >= set(shards)
-            or kernel.depths.depth(name)
+            or kernel.depths.depth(name) > kernel.residents.ready.depth(name)
             or not kernel.owns_time()
         ):
             return []
@@ -110,11 +110,13 @@ class DirectStart:
         self._kernel.claiming[name] -= len(slots)
 
     def _take_slots(self, name: str, most: int) -> list[WorkerSession]:
-        """Reserve slots that are offered, spread evenly."""
+        """Reserve slots that are offered, spread evenly, but for those that ready jobs will take."""
         kernel = self._kernel
         sessions = list(kernel.sessions.offers[name].values())
         free = [session.free(name) for session in sessions]
-        count = max(0, min(sum(free), kernel.room(kernel.queues.get(name), most)))
+        ready = kernel.residents.ready.depth(name)
+        room = min(sum(free), kernel.room(kernel.queues.get(name), most + ready)) - ready
+        count = max(0, min(most, room))
         slots: list[WorkerSession] = []
         share = -(-count // len(sessions))
         for bound in (share, count):
