@@ -27,8 +27,8 @@ ROWS_WORTH_A_FLUSH = 500
 class GroupCommit(Generic[T, R]):
     """Collects requests and flushes them in batches.
 
-    `flush` takes the requests of a batch and returns in order their answers, or errors. `weight` is the
-    number of rows of a request; a batch has at most `batch_max` rows, or a single request.
+    `flush` takes a batch's requests and returns in order their answers, or errors. `weight` is
+    the number of rows of a request; a batch has at most `batch_max` rows, or a single request.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GroupCommit(Generic[T, R]):
         """Rows that wait or are under way: what a backpressure limit is held against."""
         self._waiting_rows = 0
 
-    def put(self, request: T) -> asyncio.Future[R]:
+    def submit(self, request: T) -> asyncio.Future[R]:
         """Return the future of the request's answer, which comes after the commit.
 
         It raises what its flush raised. Cancelling it abandons the answer, not the write.
@@ -65,10 +65,6 @@ class GroupCommit(Generic[T, R]):
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._start)
         return future
-
-    async def submit(self, request: T) -> R:
-        """Return the request's answer, after the commit; raise what its flush raised."""
-        return await self.put(request)
 
     async def drain(self) -> None:
         """Wait until everything submitted so far has been answered."""

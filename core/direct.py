@@ -36,21 +36,25 @@ class DirectStart:
         self._dispatcher = dispatcher
         self._settler = settler
         self._doubtful: deque[tuple[Submission, Sequence[WorkerSession]]] = deque()
+        self._giving_back: asyncio.Task[None] | None = None
 
     def reserve(self, submission: Submission) -> list[WorkerSession]:
         """Reserve slots for the submission's first jobs; none if somebody waits before them."""
         kernel = self._kernel
         kernel.sessions.lapse(kernel.clock.monotonic_ms())
-        _, _, run_ats, _, expires, shards, _, _, queues, *_ = zip(*submission.jobs, strict=True)
-        count, name = len(queues), queues[0]
+        columns = zip(*submission.jobs, strict=True)
+        _, _, run_ats, _, expires, shards, priorities, _, queues, *_ = columns
+        count, name, now_ms = len(queues), queues[0], kernel.clock.now_ms()
         if (
             name not in kernel.sessions.offers
             or submission.keys
             or queues.count(name) != count
-            or max(run_ats) > kernel.clock.now_ms()
+            or priorities.count(priorities[0]) != count
+            or max(run_ats) > now_ms
             or any(expires)
             or not kernel.residents.shards.keys() >= set(shards)
-            or kernel.depths.depth(name) > kernel.residents.ready.depth(name)
+            or kernel.depths.estimated(name)
+            or kernel.residents.is_behind(kernel.queues.get(name), now_ms)
             or not kernel.owns_time()
         ):
             return []
@@ -100,8 +104,8 @@ class DirectStart:
             self._free(submission, slots)
             return
         self._doubtful.append((submission, slots))
-        if len(self._doubtful) == 1:
-            self._kernel.spawn(self._give_back())
+        if self._giving_back is None or self._giving_back.done():
+            self._giving_back = self._kernel.spawn(self._give_back())
 
     def _free(self, submission: Submission, slots: Sequence[WorkerSession]) -> None:
         name = submission.jobs[0].queue

@@ -1,7 +1,8 @@
 """Jobs, for callers: submit, look up, wait, cancel, reschedule.
 
-A submission is acknowledged after its commit. Only then does it compare itself with the cursor of
-its lane and, if it lies below, goes straight to the wheel: a job due now costs no query.
+Submissions gather, and are resolved, given slots and written together. A submission is acknowledged
+after its commit. What has a slot then starts; what has none compares itself with the cursor of its
+lane and, if it lies below, goes straight to the wheel: a job due now costs no query.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Jobs:
         return (await self.put(specs)).answer
 
     def put(self, specs: Sequence[JobSpec]) -> asyncio.Future[Written]:
-        """Submit, and return the future of what was written; both raise what `submit` does."""
+        """Submit; return the future of what was written. It or the call raises as `submit` does."""
         kernel = self._kernel
         if kernel.draining:
             raise Unavailable("the scheduler is shutting down", code="draining")
@@ -83,7 +84,7 @@ class Jobs:
             )
         if self.commit.rows + len(specs) > kernel.settings.submit_backlog_max:
             raise Unavailable("too many submissions are waiting", code="overloaded")
-        return self.commit.put(Request(specs, kernel.clock.now_ms()))
+        return self.commit.submit(Request(specs, kernel.clock.now_ms()))
 
     async def get(self, job_id: str) -> Job:
         """Return the job; raise `NotFound`."""
@@ -194,23 +195,29 @@ class Jobs:
         self, requests: builtins.list[Request]
     ) -> builtins.list[Written | TickwheelError]:
         clock = self._kernel.clock
-        started_ms = clock.monotonic_ms()
         direct = self._direct
         resolved, errors = await self._resolver.resolve(requests)
         outcome: dict[int, Written | TickwheelError] = {**errors}
-        slots = [direct.reserve(submission) for _, submission in resolved]
-        written = [
-            direct.with_start(submission, taken)
-            for (_, submission), taken in zip(resolved, slots, strict=True)
-        ]
+        if not resolved:
+            return [outcome[place] for place in range(len(requests))]
+        resolved.sort(key=lambda batch: batch.submission.jobs[0].priority)
+        started_ms = clock.monotonic_ms()
+        slots: builtins.list[builtins.list[WorkerSession]] = []
         try:
-            answers = await self._kernel.store.append(written, clock.now_ms()) if written else []
+            for batch in resolved:
+                slots.append(direct.reserve(batch.submission))
+            written = [
+                direct.with_start(batch.submission, taken)
+                for batch, taken in zip(resolved, slots, strict=True)
+            ]
+            answers = await self._kernel.store.append(written, clock.now_ms())
         except BaseException as error:
-            for batch, taken in zip(resolved, slots, strict=True):
+            for batch, taken in zip(resolved, slots, strict=False):
                 if taken:
                     direct.abandon(batch.submission, taken, error)
+            for batch in resolved:
+                jobs, keys, _ = batch.submission
                 for place, share in batch.shares(requests):
-                    jobs, keys, _ = batch.submission
                     requests[place].resolved = Submission(jobs[share], keys[share])
             raise
         rows = sum(len(submission.jobs) for submission in written)

@@ -110,7 +110,7 @@ class Kernel:
         self.rereads: dict[str, int] = {}
         """Jobs (id → scheduled_at_ms) whose row contradicted memory: the sweep reads them again."""
         self.claiming: Counter[str] = Counter()
-        """Claims under way per queue."""
+        """Claims and direct starts under way, per queue."""
         self.recovered = False
         """Whether the running rows of all owned shards have been adopted."""
         self.shard_count = 1

@@ -117,11 +117,11 @@ class Loader:
             lane.cursor = min(lane.cursor, (last[2], last[0]))
         lane.loaded_ms = max(started_ms, 1)
         kernel.metrics.batch("load", len(rows), kernel.clock.monotonic_ms() - started_ms)
-        now_ms = kernel.clock.now_ms()
-        kernel.depths.loaded(lane_parts(lane.name)[0], sum(1 for job in rows if job[2] <= now_ms))
+        now_ms, queue = kernel.clock.now_ms(), lane_parts(lane.name)[0]
         for start in range(0, len(rows), _ADMIT_SLICE):
-            cursor = lane.cursor
-            for job in rows[start : start + _ADMIT_SLICE]:
+            cursor, jobs = lane.cursor, rows[start : start + _ADMIT_SLICE]
+            kernel.depths.loaded(queue, sum(job[2] <= now_ms for job in jobs))
+            for job in jobs:
                 if (job[2], job[0]) <= cursor:
                     residents.admit(job)
             kernel.alarm.ring()

@@ -18,8 +18,9 @@ from itertools import islice
 
 from .alarm import Alarm
 from .ids import shard_of
-from .job import CURSOR_START, Cursor, Waiting
+from .job import CURSOR_START, Cursor, Waiting, lane_name
 from .lease import LeaseTable
+from .queue import Queue
 from .ready import ReadyLanes
 from .shard import Shard, supersedes
 from .wheel import TimingWheel
@@ -148,7 +149,7 @@ class Residents:
         Idempotent. A job that is being claimed or moved, or is leased, is left alone: its row has
         gone on since this view of it was taken, or is about to.
         """
-        job_id, _, run_at_ms, _, lane_name, expires_at_ms, _, number = job
+        job_id, _, run_at_ms, _, name, expires_at_ms, _, number = job
         shard = self.shards.get(number)
         if shard is None:
             return False
@@ -161,7 +162,7 @@ class Residents:
         else:
             return False
         shard.waiting[job_id] = job
-        (self.lanes.get(lane_name) or self.lane(lane_name)).resident += 1
+        (self.lanes.get(name) or self.lane(name)).resident += 1
         if expires_at_ms and not self._expiries.insert(job_id, expires_at_ms):
             self._overdue.append(job_id)
         if run_at_ms <= self.ready_ms or not shard.wait(job):
@@ -193,6 +194,11 @@ class Residents:
         """Tell whether the job waits here or is being claimed."""
         shard = self.shards.get(shard_of(job_id))
         return job_id in self.claiming or (shard is not None and job_id in shard.waiting)
+
+    def is_behind(self, queue: Queue, now_ms: int) -> bool:
+        """Tell whether due jobs of the queue may be in the store only: a lane is read so far."""
+        lanes = (self.lanes.get(lane_name(queue.name, priority)) for priority in queue.lanes())
+        return any(lane is not None and lane.cursor[0] < now_ms for lane in lanes)
 
     def reach(self, until_ms: int) -> None:
         """Note that what is due by then may go to the ready lanes without a turn in the wheel."""

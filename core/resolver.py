@@ -68,7 +68,9 @@ class Resolver:
         resolved: list[Resolved] = []
         errors: dict[int, TickwheelError] = {}
         for places in _kinds(requests):
-            together = await self._together([requests[place] for place in places], now_ms, due)
+            together = None
+            if len(places) > 1 or requests[places[0]].resolved is None:
+                together = await self._together([requests[place] for place in places], now_ms, due)
             if together is not None:
                 resolved.append(Resolved(places, together))
                 continue
@@ -85,15 +87,14 @@ class Resolver:
         self, requests: Sequence[Request], now_ms: int, due: Counter[str]
     ) -> Submission | None:
         """Return the rows of all; None: one is unusual or refused, so each is looked at alone."""
-        if requests[0].resolved is not None:
-            return None
         try:
             rows = await self._alike(requests, now_ms, self._shard())
-            if rows is not None:
-                self._check_depths(rows, now_ms, due)
+            if rows is None:
+                return None
+            self._check_depths(rows, now_ms, due)
         except (InvalidRequest, QueueFull):
             return None
-        return None if rows is None else Submission(rows)
+        return Submission(rows)
 
     async def _alone(self, request: Request, now_ms: int, due: Counter[str]) -> Submission:
         if request.resolved is not None:
@@ -218,12 +219,13 @@ class Resolver:
 
 
 def _kinds(requests: Sequence[Request]) -> Iterable[Sequence[int]]:
-    """Return the places of requests that may be resolved together: by queue, and what they say."""
+    """Return the places of requests that may be resolved together: usual ones, by queue."""
     kinds: dict[object, list[int]] = {}
     for place, request in enumerate(requests):
         first = request.specs[0]
-        kind: object = (first[2], first[3:5] == _NOW, first[5:] == _USUAL)
-        kinds.setdefault(kind if request.resolved is None else place, []).append(place)
+        usual = request.resolved is None and first[5:] == _USUAL
+        kind: object = (first[2], first[3:5] == _NOW) if usual else place
+        kinds.setdefault(kind, []).append(place)
     return kinds.values()
 
 

@@ -44,7 +44,7 @@ async def submit(context: Context, request: web.Request, who: Principal) -> web.
         raise (without_place(error) if single else error) from None
     first = written.answer[0]
     if single and first.deduplicated:
-        return reply(await _first_of_key(context, first))
+        return reply(await first_of_key(context, first))
     location = {"Location": f"{PATH}/{first.id}"} if single else None
     return reply(accepted(written, single), 201, location)
 
@@ -69,7 +69,8 @@ def without_place(error: BaseException) -> BaseException:
     return error
 
 
-async def _first_of_key(context: Context, first: Appended) -> dict[str, Any]:
+async def first_of_key(context: Context, first: Appended) -> dict[str, Any]:
+    """Return the resource of the job that an idempotency key was first used for."""
     try:
         known = job_resource(await context.scheduler.jobs.get(first.id))
     except NotFound:

@@ -1,8 +1,9 @@
 """The application: routes from the table, each authorised, counted, and its errors answered.
 
 One middleware is the edge. Whatever a handler raises ends there as a problem document, also for
-addresses that don't exist. An audited action is recorded before it is carried out: what was done
-is always in the log, at the price that what was tried and refused is there too.
+addresses that don't exist. What a connection's door takes itself (`express`) passes beside it, and
+makes its problem documents the same way. An audited action is recorded before it is carried out:
+what was done is always in the log, at the price that what was tried and refused is there too.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def build_app(
     app[_LANE] = SubmitLane(context, KEEPALIVE_SECONDS)
 
     async def finish_lane(_: web.Application) -> None:
-        """Let what is on the express lane be answered: aiohttp waits for its own only."""
+        """Let what is on the express lane be answered, if the runner ends before the scheduler."""
+        app[_LANE].closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_SECONDS_MAX):
                 await scheduler.jobs.commit.drain()

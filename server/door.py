@@ -8,8 +8,8 @@ body takes the express lane: straight to the handler, and the answer straight to
 A `Door` stands before aiohttp's own protocol of one connection and hands on all that it doesn't
 know. It may step in between two requests only, so it counts. When aiohttp has written an answer, has
 had all of that request's body, and was given since the last boundary just the bytes of its head and
-body, here is the next boundary. Whoever pipelines leaves the lane for good: the bytes of a later
-request come on top, so that the count never fits again.
+body, here is the next boundary. Whoever pipelines behind a request of aiohttp's, or sends a head in
+pieces, leaves the lane for good: other bytes come on top, and the count never fits again.
 
 aiohttp doesn't see what takes the lane, so it is the door that closes an idle connection: as long
 after the last answer, whatever has been sent since short of a whole request.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from aiohttp import hdrs, web
 
@@ -39,8 +39,8 @@ class Known(NamedTuple):
 class Passage(NamedTuple):
     """A request under way on the express lane, and how its result becomes the bytes to send."""
 
-    result: asyncio.Future[object]
-    answer: Callable[[asyncio.Future[object]], bytes]
+    result: asyncio.Future[Any]
+    answer: Callable[[asyncio.Future[Any]], bytes]
 
 
 class Lane(Protocol):
@@ -168,19 +168,24 @@ class Door(asyncio.Protocol):
         passage.result.add_done_callback(self._done)
         return True
 
-    def _done(self, result: asyncio.Future[object]) -> None:
+    def _done(self, result: asyncio.Future[Any]) -> None:
         assert self._passage is not None
-        answer = self._passage.answer
-        self._passage = None
+        passage, self._passage = self._passage, None
         transport = self._transport
-        if transport is None or result.cancelled():
+        if result.cancelled():
             if transport is not None:
                 transport.close()
-            elif not result.cancelled():
-                result.exception()
+            return
+        error = result.exception()
+        if transport is None:
             return
         self._answered_at = self._loop.time()
-        transport.write(answer(result))
+        try:
+            transport.write(passage.answer(result))
+        except Exception as defect:
+            # Without an answer nobody may wait for one.
+            transport.close()
+            raise defect from error
         if self._held:
             held, self._held = self._held, b""
             transport.resume_reading()

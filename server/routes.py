@@ -44,9 +44,9 @@ _JOBS = (*api_jobs.FILTERS, *_PAGE)
 _LETTERS = (*api_jobs.FILTERS[1:], *_PAGE)
 
 JOBS = (
-    Route("POST", "/v1/jobs", api_jobs.submit, "submit", "Submit one job or a batch",
+    Route("POST", api_jobs.PATH, api_jobs.submit, "submit", "Submit one job or a batch",
           (answers.Job, answers.Batch), 201, (JobRequest, BatchRequest)),
-    Route("GET", "/v1/jobs", api_jobs.list_jobs, "read", "List jobs, newest first",
+    Route("GET", api_jobs.PATH, api_jobs.list_jobs, "read", "List jobs, newest first",
           (answers.JobPage,), query=_JOBS),
     Route("GET", "/v1/jobs/{id}", api_jobs.get, "read", "Read a job, or wait for its end",
           (answers.Job,), query=("wait_seconds",)),

@@ -146,17 +146,16 @@ class MemoryJobs:
         self._tables.idempotency.update(taken)
         for job in fresh:
             self._tables.insert(job)
-        if submission.start is not None:
-            count = len(submission.start.workers)
-            starts = submission._replace(jobs=submission.jobs[:count])
-            answers[:count] = self._start(starts, now_ms)
-        return answers
+        if submission.start is None:
+            return answers
+        started = self._start(submission, now_ms)
+        return started + answers[len(started) :]
 
     def _start(self, submission: Submission, now_ms: int) -> list[Appended]:
         assert submission.start is not None
         owner, workers = submission.start
         answers: list[Appended] = []
-        for new, worker_id in zip(submission.jobs, workers, strict=True):
+        for new, worker_id in zip(submission.jobs, workers, strict=False):
             self._claim(0, new.waiting, worker_id, owner, now_ms)
             job = self._tables.jobs[new.id]
             ours = job.state is State.RUNNING and job.owner == owner

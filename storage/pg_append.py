@@ -168,7 +168,9 @@ def _starts(batch: Iterable[Submission]) -> dict[str, tuple[str, str]]:
         job.id: (sub.start.owner, worker_id)
         for sub in batch
         if sub.start is not None
-        for job, worker_id in zip(sub.jobs, sub.start.workers, strict=False)
+        for job, worker_id in zip(
+            sub.jobs[: len(sub.start.workers)], sub.start.workers, strict=True
+        )
     }
 
 

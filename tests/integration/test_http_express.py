@@ -117,7 +117,9 @@ async def test_a_head_with_another_length_is_learned_by_itself_and_too_many_are_
         assert len(lane.taken) == HEADS_MAX
 
 
-async def test_an_idempotency_key_takes_the_usual_way(lane: Watch) -> None:
+async def test_a_repeat_of_an_idempotency_key_is_answered_on_the_lane_with_the_first_job(
+    lane: Watch,
+) -> None:
     async with house() as h, line(h) as one:
         body = b'{"task":"t","idempotency_key":"k"}'
         first, second, other = [
@@ -125,7 +127,8 @@ async def test_an_idempotency_key_takes_the_usual_way(lane: Watch) -> None:
         ]
         assert (first.status, second.status, other.status) == (201, 200, 409)
         assert second.body == {**first.body, "deduplicated": True}
-        assert lane.taken == []
+        assert lane.taken == [body, body.replace(b'"t"', b'"u"')]
+        assert other.body["code"] == "idempotency_conflict"
         assert len(await h.jobs()) == 1
 
 
@@ -195,12 +198,12 @@ async def test_scope_and_queues_are_held_on_the_lane(lane: Watch) -> None:
         batch = b'{"jobs":[{"task":"t","queue":"a"},{"task":"t","queue":"%b"}]}'
         replies = [await one.ask(post(batch % queue, mine)) for queue in (b"a", b"b", b"a")]
         assert [reply.status for reply in replies] == [201, 404, 201]
-        assert len(lane.taken) == 3
+        assert len(lane.taken) == 5
         for _ in range(2):
             bare = post(JOB, b"Authorization: Bearer " + reader.encode())
             assert (await one.ask(bare)).code == "insufficient_scope"
             assert (await one.ask(post())).code == "unauthorized"
-        assert len(lane.taken) == 3
+        assert len(lane.taken) == 5
 
 
 @pytest.mark.parametrize("told", [False, True])

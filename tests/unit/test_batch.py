@@ -53,9 +53,9 @@ def test_requests_of_one_turn_go_together_and_later_ones_wait_for_the_flush() ->
     async def scenario(_: VirtualClock) -> None:
         log = Log()
         commit = commit_of(log)
-        first = [asyncio.create_task(commit.submit(each)) for each in range(5)]
+        first = [asyncio.ensure_future(commit.submit(each)) for each in range(5)]
         await asyncio.sleep(0.001)
-        later = [asyncio.create_task(commit.submit(each)) for each in range(5, 9)]
+        later = [asyncio.ensure_future(commit.submit(each)) for each in range(5, 9)]
         assert await asyncio.gather(*first, *later) == [2 * each for each in range(9)]
         assert log.batches == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
         assert commit.rows == 0
@@ -67,7 +67,7 @@ def test_a_good_batch_goes_beside_the_one_under_way_up_to_a_bound() -> None:
     async def scenario(_: VirtualClock) -> None:
         log = Log()
         commit = commit_of(log, batch_max=ROWS_WORTH_A_FLUSH)
-        tasks = [asyncio.create_task(commit.submit(0)) for _ in range(5 * ROWS_WORTH_A_FLUSH)]
+        tasks = [asyncio.ensure_future(commit.submit(0)) for _ in range(5 * ROWS_WORTH_A_FLUSH)]
         await asyncio.gather(*tasks)
         assert (log.most, len(log.batches)) == (2, 5)
 
@@ -121,7 +121,7 @@ def test_a_caller_that_hangs_up_abandons_the_answer_and_not_the_write() -> None:
     async def scenario(_: VirtualClock) -> None:
         log = Log()
         commit = commit_of(log)
-        gone, here = (asyncio.create_task(commit.submit(each)) for each in (1, 2))
+        gone, here = (asyncio.ensure_future(commit.submit(each)) for each in (1, 2))
         await asyncio.sleep(0.005)
         gone.cancel()
         assert await here == 4
@@ -134,7 +134,7 @@ def test_the_future_of_a_request_that_nobody_waits_for_may_be_cancelled() -> Non
     async def scenario(_: VirtualClock) -> None:
         log = Log()
         commit = commit_of(log)
-        early, late, here = (commit.put(each) for each in (1, 2, 3))
+        early, late, here = (commit.submit(each) for each in (1, 2, 3))
         early.cancel()
         await asyncio.sleep(0.005)
         assert commit.rows == 3
@@ -145,7 +145,7 @@ def test_the_future_of_a_request_that_nobody_waits_for_may_be_cancelled() -> Non
         assert late.cancelled()
         await commit.drain()
         assert commit.rows == 0
-        assert await commit.put(4) == 8
+        assert await commit.submit(4) == 8
 
     run(scenario)
 
@@ -156,7 +156,7 @@ def test_a_cancelled_future_takes_no_error_and_the_others_do(error: Exception) -
         log = Log()
         log.error = error
         commit = commit_of(log)
-        gone, here = commit.put(1), commit.put(2)
+        gone, here = commit.submit(1), commit.submit(2)
         gone.cancel()
         with pytest.raises(type(error)):
             await here
@@ -176,7 +176,7 @@ def test_an_error_as_an_answer_is_raised_by_its_request_alone() -> None:
             return [InvalidRequest(str(each)) if each < 0 else 2 * each for each in batch]
 
         commit = commit_of(picky)
-        good, bad, gone, last = (commit.put(each) for each in (1, -2, -3, 4))
+        good, bad, gone, last = (commit.submit(each) for each in (1, -2, -3, 4))
         gone.cancel()
         with pytest.raises(InvalidRequest, match="-2"):
             await bad
@@ -207,7 +207,7 @@ def test_too_few_answers_are_an_error_and_leave_nobody_waiting() -> None:
 def test_drain_waits_for_everything() -> None:
     async def scenario(clock: VirtualClock) -> None:
         commit = commit_of(Log(), batch_max=1)
-        tasks = [asyncio.create_task(commit.submit(each)) for each in range(3)]
+        tasks = [asyncio.ensure_future(commit.submit(each)) for each in range(3)]
         await asyncio.sleep(0)
         await commit.drain()
         assert all(task.done() for task in tasks) or commit.rows == 0

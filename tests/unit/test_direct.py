@@ -12,7 +12,7 @@ from unit.rig import HOUR, Hand, books_balance, scheduler_on, state_of, states, 
 from unit.rig_direct import Watched, offering, reserved, session_of
 
 from tickwheel.core import JobOptions, JobSpec, Queue, Scheduler
-from tickwheel.core.job import State
+from tickwheel.core.job import State, lane_name
 from tickwheel.core.protocol import Outcome
 from tickwheel.core.testing import VirtualClock, run
 
@@ -200,6 +200,12 @@ async def _leave_jobs_beyond(scheduler: Scheduler) -> None:
     scheduler._kernel.depths.add("default", 1)
 
 
+async def _fall_behind(scheduler: Scheduler) -> None:
+    lane = scheduler._kernel.residents.lane(lane_name("default", 3))
+    lane.cursor = (scheduler.clock.now_ms() - 1, lane.cursor[1])
+    await scheduler._kernel.queues.touch("default", 3)
+
+
 @pytest.mark.parametrize(
     "obstacle",
     [
@@ -210,6 +216,7 @@ async def _leave_jobs_beyond(scheduler: Scheduler) -> None:
         _lose_time,
         _lose_shards,
         _leave_jobs_beyond,
+        _fall_behind,
     ],
 )
 def test_a_job_waits_where_it_may_not_start(
@@ -270,8 +277,9 @@ def test_a_limit_that_is_not_reached_or_not_there_does_not_hinder() -> None:
         [JobSpec("t", start_deadline_ms=HOUR)],
         [JOB, JobSpec("t", queue="other")],
         [JobSpec("t", queue="third")],
+        [JOB, JobSpec("t", priority=0)],
     ],
-    ids=["key", "keys", "future", "futures", "deadline", "queues", "nobody"],
+    ids=["key", "keys", "future", "futures", "deadline", "queues", "nobody", "priorities"],
 )
 def test_other_submissions_wait_and_are_claimed(specs: list[JobSpec]) -> None:
     async def scenario(clock: VirtualClock) -> None:
