@@ -1,9 +1,9 @@
 """The door: what a connection has said before needn't be parsed again.
 
-A client that keeps its connection sends the same head with every submission, byte for byte, or one
-of a few that differ in their Content-Length. The first time, aiohttp parses it, and the application
-checks and authorises it. From then on a chunk that begins with the same bytes and holds the whole
-body takes the express lane: straight to the handler, and the answer straight to the socket.
+A client that keeps its connection sends the same head with every submission, byte for byte but for
+the digits of its Content-Length. The first time, aiohttp parses it, and the application checks and
+authorises it. From then on a chunk that begins with the same bytes and holds the whole body takes
+the express lane: straight to the handler, and the answer straight to the socket.
 
 A `Door` stands before aiohttp's own protocol of one connection and hands on all that it doesn't
 know. It may step in between two requests only, so it counts. When aiohttp has written an answer, has
@@ -18,22 +18,18 @@ after the last answer, whatever has been sent since short of a whole request.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
 from aiohttp import hdrs, web
 
-HEADS_MAX = 64
-"""Heads that a connection is known by; there are as many as lengths of bodies."""
+HEADS_MAX = 8
+"""Heads that a connection is known by."""
 HEAD_BYTES_MAX = 4_096
 """The longest head that is remembered."""
 
-
-class Known(NamedTuple):
-    """What is known of a head: the length of its body, and the credentials."""
-
-    length: int
-    authorization: str
+_LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]{1,7})\r\n", re.IGNORECASE)
 
 
 class Passage(NamedTuple):
@@ -49,7 +45,7 @@ class Lane(Protocol):
     first_line: bytes
     keepalive_seconds: float
 
-    def take(self, known: Known, body: bytes) -> Passage | None:
+    def take(self, authorization: str, body: bytes) -> Passage | None:
         """Begin to answer a request; None, and nothing has happened: aiohttp shall."""
         ...
 
@@ -75,7 +71,8 @@ class Door(asyncio.Protocol):
         self._lane = lane
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._known: dict[bytes, Known] = {}
+        self._known: dict[bytes, str] = {}
+        """The Authorization of each head, which is kept without the digits of its length."""
         self._head = b""
         self._passed = 0
         """Bytes handed on since the last boundary; 0: here is one."""
@@ -125,13 +122,7 @@ class Door(asyncio.Protocol):
         if not self._passed:
             end = data.find(b"\r\n\r\n") + 4
             self._head = data[:end] if end > 3 else b""
-            known = self._known.get(self._head)
-            if (
-                known is not None
-                and len(data) == end + known.length
-                and not self._clogged
-                and self._take(known, data[end:])
-            ):
+            if self._known and not self._clogged and self._take(data, end):
                 return
         self._passed += len(data)
         self._inner.data_received(data)
@@ -158,10 +149,15 @@ class Door(asyncio.Protocol):
         ):
             if len(self._known) >= HEADS_MAX:
                 self._known.clear()
-            self._known[self._head] = Known(length, headers.get(hdrs.AUTHORIZATION, ""))
+            if (key := _without_length(self._head, length)) is not None:
+                self._known[key] = headers.get(hdrs.AUTHORIZATION, "")
 
-    def _take(self, known: Known, body: bytes) -> bool:
-        passage = self._lane.take(known, body)
+    def _take(self, data: bytes, end: int) -> bool:
+        key = _without_length(self._head, len(data) - end)
+        authorization = None if key is None else self._known.get(key)
+        if authorization is None:
+            return False
+        passage = self._lane.take(authorization, data[end:])
         if passage is None:
             return False
         self._passage = passage
@@ -201,6 +197,14 @@ class Door(asyncio.Protocol):
             return
         again_at = idle_at if idle_at > now else now + self._lane.keepalive_seconds
         self._idle_timer = self._loop.call_at(again_at, self._check_idle)
+
+
+def _without_length(head: bytes, length: int) -> bytes | None:
+    """Return the head without its Content-Length's digits; None if those aren't `length`."""
+    match = _LENGTH.search(head)
+    if match is None or int(match[1]) != length:
+        return None
+    return head[: match.start(1)] + head[match.end(1) :]
 
 
 def door_of(request: web.BaseRequest) -> Door | None:

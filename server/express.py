@@ -18,7 +18,7 @@ from tickwheel.core.errors import TickwheelError
 from tickwheel.core.jobs import Written
 
 from .api_jobs import PATH, accepted, first_of_key, put, without_place
-from .door import Known, Passage
+from .door import Passage
 from .http import Context, reply
 from .problems import answer
 from .wire_jobs import decode_submission
@@ -40,10 +40,10 @@ class SubmitLane:
         self.closed = False
         """Set when the server stops: it takes no more."""
 
-    def take(self, known: Known, body: bytes) -> Passage | None:
+    def take(self, authorization: str, body: bytes) -> Passage | None:
         """Submit; None, if it doesn't decode or is from whom isn't known: nothing has happened."""
         context = self._context
-        who = None if self.closed else context.auth.recall(known.authorization, "submit")
+        who = None if self.closed else context.auth.recall(authorization, "submit")
         if who is None:
             return None
         try:

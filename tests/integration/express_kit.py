@@ -13,7 +13,7 @@ from integration.http_house import House, Reply
 
 from tickwheel.core.errors import TickwheelError
 from tickwheel.core.job import Submission
-from tickwheel.server.door import Door, Known, Passage
+from tickwheel.server.door import Door, Passage
 from tickwheel.server.express import SubmitLane
 from tickwheel.storage import MemoryStore
 
@@ -47,8 +47,8 @@ def watched_lane(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watch = Watch()
     take, receive = SubmitLane.take, Door.data_received
 
-    def watched_take(self: SubmitLane, known: Known, body: bytes) -> Passage | None:
-        passage = take(self, known, body)
+    def watched_take(self: SubmitLane, authorization: str, body: bytes) -> Passage | None:
+        passage = take(self, authorization, body)
         if passage is not None:
             watch.taken.append(body)
         return passage

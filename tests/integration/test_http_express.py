@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from integration.express_kit import (
     JOB,
+    JSON,
     Gated,
     Watch,
     both_loops,
+    head,
     line,
     padded,
     post,
@@ -98,23 +100,43 @@ async def test_the_answer_is_the_usual_one_and_reads_the_same_later(
         assert len(await h.jobs()) == 3 * count
 
 
-async def test_a_head_with_another_length_is_learned_by_itself_and_too_many_are_forgotten(
+async def test_a_head_is_known_whatever_the_length_and_too_many_are_forgotten(
     lane: Watch,
 ) -> None:
     async with house() as h, line(h) as one:
         for count in range(HEADS_MAX):
-            body = padded(JOB, 100 + count)
-            assert (await one.ask(post(body))).status == 201
-            assert len(lane.taken) == count
-            assert (await one.ask(post(body))).status == 201
-            assert len(lane.taken) == count + 1
+            said = b"X-Count: %d" % count
+            assert (await one.ask(post(padded(JOB, 100 + count), said))).status == 201
+            assert len(lane.taken) == 2 * count
+            for length in (100, 1_000):
+                assert (await one.ask(post(padded(JOB, length), said))).status == 201
+            assert len(lane.taken) == 2 * count + 2
         (door,) = lane.doors
         assert len(door._known) == HEADS_MAX
         assert (await one.ask(post())).status == 201
         assert 1 <= len(door._known) <= HEADS_MAX
         async with line(h) as other:
             assert (await other.ask(post())).status == 201
-        assert len(lane.taken) == HEADS_MAX
+        assert len(lane.taken) == 2 * HEADS_MAX
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        (b"Content-Length:%d", 0),
+        (b"Content-Length:  %d", 0),
+        (b"Content-Length: 00%d", 2),
+        (b"content-length: %d", 2),
+    ],
+)
+async def test_a_length_written_otherwise_is_answered_all_the_same(
+    header: bytes, taken: int, lane: Watch
+) -> None:
+    async with house() as h, line(h) as one:
+        for _ in range(3):
+            assert (await one.ask(head(JSON, header % len(JOB)) + JOB)).status == 201
+        assert len(lane.taken) == taken
+        assert len(await h.jobs()) == 3
 
 
 async def test_a_repeat_of_an_idempotency_key_is_answered_on_the_lane_with_the_first_job(
@@ -198,12 +220,12 @@ async def test_scope_and_queues_are_held_on_the_lane(lane: Watch) -> None:
         batch = b'{"jobs":[{"task":"t","queue":"a"},{"task":"t","queue":"%b"}]}'
         replies = [await one.ask(post(batch % queue, mine)) for queue in (b"a", b"b", b"a")]
         assert [reply.status for reply in replies] == [201, 404, 201]
-        assert len(lane.taken) == 5
+        assert len(lane.taken) == 6
         for _ in range(2):
             bare = post(JOB, b"Authorization: Bearer " + reader.encode())
             assert (await one.ask(bare)).code == "insufficient_scope"
             assert (await one.ask(post())).code == "unauthorized"
-        assert len(lane.taken) == 5
+        assert len(lane.taken) == 6
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -240,7 +262,7 @@ async def test_errors_after_the_enqueue_are_problem_documents(lane: Watch) -> No
         replies = [await one.ask(post(b'{"task":"t","queue":"f"}')) for _ in range(2)]
         assert [reply.status for reply in replies] == [201, 429]
         assert replies[1].code == "queue_full"
-        assert len(lane.taken) == 4
+        assert len(lane.taken) == 6
         h.scheduler._kernel.draining = True
         reply = await one.ask(post(single % NEAR))
         assert (reply.status, reply.code) == (503, "draining")
