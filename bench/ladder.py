@@ -75,6 +75,7 @@ LADDER: Sequence[Phase] = (
     Phase("A 200k", "A", 18, drain.measure(200_000), repeats=3),
     submitted(10_000, MINUTE),
     submitted(20_000, MINUTE),
+    submitted(30_000, MINUTE, repeats=2),
     submitted(40_000, MINUTE, repeats=3),
     submitted(60_000, MINUTE),
     submitted(5_000, MINUTE, single=True),

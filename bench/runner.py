@@ -33,7 +33,10 @@ REFRESHES_PER_SECOND = 2.0
 
 
 def run(record: Record, phases: Sequence[Phase], console: Console) -> None:
-    """Run each phase until the record has all its repeats; write the record after every run."""
+    """Run each phase until the record has all its repeats; write the record after every run.
+
+    What has failed isn't repeated: a load that is too high takes three times as long, to say so.
+    """
     ahead = [
         phase
         for phase in phases
@@ -42,11 +45,12 @@ def run(record: Record, phases: Sequence[Phase], console: Console) -> None:
     with _bars(console) as progress:
         whole = progress.add_task("all", total=sum(phase.seconds for phase in ahead), text="")
         for place, phase in enumerate(ahead):
-            with _bar(progress, phase) as note:
-                kept = _one(phase, note, console)
-            record.add(phase.name, phase.shape, kept)
+            if all(kept.ok for kept in record.results.runs(phase.name)):
+                with _bar(progress, phase) as note:
+                    kept = _one(phase, note, console)
+                record.add(phase.name, phase.shape, kept)
+                console.print(line(phase.name, kept), soft_wrap=True, highlight=False)
             progress.update(whole, advance=phase.seconds, text=f"{place + 1} of {len(ahead)} runs")
-            console.print(line(phase.name, kept), soft_wrap=True, highlight=False)
 
 
 def once(phase: Phase, console: Console) -> Run:

@@ -20,7 +20,9 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source distribution of a copy of the sources, and the wheel built from that."""
     copy = tmp_path_factory.mktemp("sources")
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     subprocess.run(

@@ -49,6 +49,15 @@ def test_each_phase_is_run_as_often_as_it_says_and_kept(record: Record) -> None:
     }
 
 
+def test_a_run_that_failed_is_not_repeated(record: Record) -> None:
+    shapes = Shapes()
+    phases = [shapes.phase("one", repeats=3, ok=False), shapes.phase("two", repeats=2)]
+    runner.run(record, phases, console())
+    assert shapes.ran == ["one", "two", "two"]
+    runner.run(record, phases, console())
+    assert shapes.ran == ["one", "two", "two"]
+
+
 def test_a_second_run_does_only_what_is_missing(record: Record) -> None:
     first, second = Shapes(), Shapes()
     runner.run(record, [first.phase("one"), first.phase("two")], console())
