@@ -2,7 +2,7 @@
 
 Nearly every submission says nothing but a task, arguments and perhaps a time. Those of a flush that
 go to the same queue are resolved together, a column at a time, however few jobs each brings: that is
-three times cheaper than one by one, and their rows are written, and started, as one.
+2.5 to 4 times cheaper than one by one, and their rows are written, and started, as one.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Resolver:
         due: Counter[str] = Counter()
         resolved: list[Resolved] = []
         errors: dict[int, TickwheelError] = {}
-        for places in _kinds(requests):
+        for usual, places in _kinds(requests):
             together = None
-            if len(places) > 1 or requests[places[0]].resolved is None:
+            if usual:
                 together = await self._together([requests[place] for place in places], now_ms, due)
             if together is not None:
                 resolved.append(Resolved(places, together))
@@ -218,15 +218,18 @@ class Resolver:
         due.update(more)
 
 
-def _kinds(requests: Sequence[Request]) -> Iterable[Sequence[int]]:
-    """Return the places of requests that may be resolved together: usual ones, by queue."""
-    kinds: dict[object, list[int]] = {}
+def _kinds(requests: Sequence[Request]) -> list[tuple[bool, list[int]]]:
+    """Return the places of usual requests (True) by queue and timing, and of each other (False).
+
+    A request is judged by its first job.
+    """
+    kinds: dict[tuple[bool, object], list[int]] = {}
     for place, request in enumerate(requests):
         first = request.specs[0]
         usual = request.resolved is None and first[5:] == _USUAL
         kind: object = (first[2], first[3:5] == _NOW) if usual else place
-        kinds.setdefault(kind, []).append(place)
-    return kinds.values()
+        kinds.setdefault((usual, kind), []).append(place)
+    return [(usual, places) for (usual, _), places in kinds.items()]
 
 
 def _ids(times: Sequence[int], shard: int, ends: Sequence[str]) -> list[str]:

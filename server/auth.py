@@ -66,6 +66,9 @@ class _Believed(NamedTuple):
     until_ms: int
     expires_at_ms: int | None
 
+    def expired(self, now_ms: int) -> bool:
+        return self.expires_at_ms is not None and self.expires_at_ms <= now_ms
+
 
 class Auth:
     """Tells who makes a request, and refuses who may not."""
@@ -94,13 +97,11 @@ class Auth:
 
         `authorize` has let a request through before that had it, and was the same otherwise too.
         """
-        now_ms = self._clock.monotonic_ms()
         if not header:
-            return None if self._locked or now_ms >= self._open_until_ms else EVERYONE
-        believed = self._believed.get(token_digest(header.partition(" ")[2]))
-        if believed is None or believed.until_ms <= now_ms:
-            return None
-        if believed.expires_at_ms is not None and believed.expires_at_ms <= self._clock.now_ms():
+            recheck = self._clock.monotonic_ms() >= self._open_until_ms
+            return None if self._locked or recheck else EVERYONE
+        believed = self._lately(token_digest(header.partition(" ")[2]))
+        if believed is None or believed.expired(self._clock.now_ms()):
             return None
         return believed.principal if scope in believed.principal.scopes else None
 
@@ -118,15 +119,19 @@ class Auth:
         if match is None or scheme.lower() != "bearer":
             raise Unauthorized
         digest = token_digest(token)
-        now_ms = self._clock.monotonic_ms()
-        believed = self._believed.get(digest)
-        if believed is None or believed.until_ms <= now_ms:
-            believed = await self._look_up(match[1], digest, now_ms)
-        if believed.expires_at_ms is not None and believed.expires_at_ms <= self._clock.now_ms():
+        believed = self._lately(digest) or await self._look_up(match[1], digest)
+        if believed.expired(self._clock.now_ms()):
             raise Unauthorized
         return believed.principal
 
-    async def _look_up(self, key_id: str, digest: bytes, now_ms: int) -> _Believed:
+    def _lately(self, digest: bytes) -> _Believed | None:
+        """Return what is believed of a token, unless it must be looked up again."""
+        believed = self._believed.get(digest)
+        fresh = believed is not None and believed.until_ms > self._clock.monotonic_ms()
+        return believed if fresh else None
+
+    async def _look_up(self, key_id: str, digest: bytes) -> _Believed:
+        now_ms = self._clock.monotonic_ms()
         self._believed.pop(digest, None)
         key = await self._keys.get_key(key_id)
         stored = _NO_DIGEST if key is None else key.digest

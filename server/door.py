@@ -11,8 +11,8 @@ had all of that request's body, and was given since the last boundary just the b
 body, here is the next boundary. Whoever pipelines behind a request of aiohttp's, or sends a head in
 pieces, leaves the lane for good: other bytes come on top, and the count never fits again.
 
-aiohttp doesn't see what takes the lane, so it is the door that closes an idle connection: as long
-after the last answer, whatever has been sent since short of a whole request.
+aiohttp doesn't see what takes the lane, so it is the door that closes an idle connection:
+`keepalive_seconds` after the last answer, unless a whole request has come since.
 """
 
 from __future__ import annotations

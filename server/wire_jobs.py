@@ -99,7 +99,7 @@ class JobRequest(Template, kw_only=True):
 
 
 class UsualRequest(wire.Wire):
-    """What nearly all submissions say; decoding is three times faster for it.
+    """What nearly all jobs of batches say; decoding them is 2.4 times faster for it.
 
     Its names are checked by `wire.check_name`, which knows the usual ones by heart.
     """
@@ -132,7 +132,6 @@ class RescheduleRequest(wire.Wire):
 
 _ONE = msgspec.json.Decoder(JobRequest)
 _BATCH = msgspec.json.Decoder(BatchRequest)
-_USUAL_ONE = msgspec.json.Decoder(UsualRequest)
 _USUAL_BATCH = msgspec.json.Decoder(UsualBatch)
 
 
@@ -143,7 +142,7 @@ def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     """
     parsed = wire.check_json(body)
     if not (isinstance(parsed, dict) and "jobs" in parsed):
-        return [_usual_one(body) or _spec(_ONE.decode(body))], True
+        return [_spec(_ONE.decode(body))], True
     count = len(parsed["jobs"]) if isinstance(parsed["jobs"], list) else 1
     if count > BATCH_MAX:
         raise TooLarge(f"over {BATCH_MAX} jobs in a batch", code="batch_too_large")
@@ -152,26 +151,8 @@ def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     return _usual_batch(body) or _specs(_BATCH.decode(body).jobs), False
 
 
-def _usual_one(body: bytes) -> JobSpec | None:
-    """Return a job that says nothing unusual; None: it does, or is wrong, and the full form tells."""
-    try:
-        request = _USUAL_ONE.decode(body)
-        args = bytes(request.args)
-        wire.check_name(request.task, "")
-        wire.check_name(request.queue, "")
-        if len(args) > 2 * wire.DEPTH_MAX or args[:1] != b"{":
-            return None
-        run_at, delay = request.run_at, request.delay_seconds
-        if run_at is not None and delay is not None:
-            return None
-        run_at_ms = None if run_at is None else wire.parse_instant(run_at, "")
-        return JobSpec(request.task, args, request.queue, run_at_ms, wire.opt_ms(delay))
-    except (msgspec.ValidationError, TickwheelError):
-        return None
-
-
 def _usual_batch(body: bytes) -> list[JobSpec] | None:
-    """Return a batch of such jobs, a column at a time."""
+    """Return jobs that say nothing unusual; None: some do, or are wrong, and the full form tells."""
     try:
         requests = _USUAL_BATCH.decode(body).jobs
         args = [bytes(each.args) for each in requests]
@@ -347,7 +328,7 @@ _NEW_JOB = (
 
 
 def new_job_resource(job: NewJob) -> bytes:
-    """Return `job_resource` of a job just submitted, encoded; six times cheaper."""
+    """Return `job_resource` of a job just submitted, encoded; 1.1 µs, by way of a `Job` 6.4."""
     run_at = wire.stamp(job.run_at_ms).encode()
     return _NEW_JOB % (
         job.id.encode(),

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from aiohttp import web
 from integration.express_kit import (
     JOB,
     JSON,
@@ -31,6 +32,7 @@ from integration.express_kit import (
 )
 from integration.http_house import House, house
 
+from tickwheel.core import Scheduler
 from tickwheel.core.errors import Unavailable
 from tickwheel.server import app
 
@@ -339,3 +341,26 @@ async def test_what_is_under_way_at_the_stop_is_answered(lane: Watch) -> None:
     assert (await one.answer()).body["task"] == "a"
     assert await one.ended()
     one.writer.close()
+
+
+async def test_a_server_that_ends_before_its_scheduler_answers_what_is_under_way(
+    lane: Watch,
+) -> None:
+    store = Gated()
+    async with Scheduler(store) as scheduler:
+        served = app.build_app(scheduler)
+        runner = app.make_runner(served)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        one = Line(*await asyncio.open_connection(*runner.addresses[0]))
+        await learned(one, lane)
+        store.gate.clear()
+        one.send(post(task("a")))
+        await until(lambda: len(lane.taken) == 2)
+        ending = asyncio.ensure_future(runner.cleanup())
+        await until(lambda: served[app._LANE].closed)
+        store.gate.set()
+        await ending
+        assert (await one.answer()).body["task"] == "a"
+        assert await one.ended()
+        one.writer.close()

@@ -50,7 +50,6 @@ def told(decode: Callable[[bytes], Any], body: bytes) -> tuple[Any, ...]:
 def told_in_full(decode: Callable[[bytes], Any], body: bytes) -> tuple[Any, ...]:
     """Return the same as found without any of the short ways."""
     with (
-        patch.object(wire_jobs, "_USUAL_ONE", _Refuses),
         patch.object(wire_jobs, "_USUAL_BATCH", _Refuses),
         patch.object(wire_workers, "_usual", lambda _: None),
     ):

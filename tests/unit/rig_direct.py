@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from unit.rig import Faulty, Hand, store_of
+from unit.rig import Faulty, Hand, books_balance, store_of
 
 from tickwheel.core import JobSpec, Scheduler
 from tickwheel.core.job import Submission
@@ -66,3 +66,10 @@ async def reserved(scheduler: Scheduler, *specs: JobSpec) -> list[str]:
     request = Request(specs, scheduler.clock.now_ms())
     [(_, submission)], _ = await scheduler.jobs._resolver.resolve([request])
     return [session.worker_id for session in scheduler.jobs._direct.reserve(submission)]
+
+
+def assert_no_slot_is_taken(hand: Hand) -> None:
+    """Assert that what was reserved was given back once: neither more nor less."""
+    books_balance(hand.scheduler)
+    for counted in (session_of(hand).reserved, hand.scheduler._kernel.claiming):
+        assert not any(counted.values())

@@ -321,45 +321,18 @@ def test_a_job_with_a_slot_between_two_polls_is_started_and_comes_with_the_next(
     run(scenario)
 
 
-@pytest.mark.parametrize("over", [0, 1, 2, 5])
-def test_the_slots_of_those_who_wait_for_their_claim_are_not_given_away(over: int) -> None:
+def test_in_a_flush_the_slots_go_by_priority() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = Watched(clock)
         async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            older = await submit(scheduler, 3)
-            await until(lambda: scheduler._kernel.residents.total == 3)
-            store.down = True
-            polling = await offering(hand, {"default": 3 + over})
-            await until(lambda: store.calls["claim"])
-            store.down = False
-            assert not polling.done()
-            younger = await submit(scheduler, 2)
-            assert store.started == younger[:over]
-            polling.cancel()
-            await hand.work(5)
-            assert {lease.id for lease in hand.sent} == {*older, *younger}
-            books_balance(scheduler)
-
-    run(scenario)
-
-
-def test_the_room_of_those_who_wait_for_their_claim_is_not_given_away() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            await scheduler.queues.put(Queue("default", max_running=4))
-            hand = await Hand(scheduler).join()
-            await submit(scheduler, 3)
-            await until(lambda: scheduler._kernel.residents.total == 3)
-            store.down = True
+            hand = await Hand(scheduler, {"default": 1}).join()
             polling = await offering(hand)
-            await until(lambda: store.calls["claim"])
-            store.down = False
-            younger = await submit(scheduler, 2)
-            assert store.started == younger[:1]
-            polling.cancel()
-            await hand.work(5)
+            [usual], [urgent] = await asyncio.gather(
+                submit(scheduler), submit(scheduler, priority=0)
+            )
+            assert (store.started, store.waiting) == ([urgent], [usual])
+            await hand.report(*await polling)
+            await hand.work(1)
             books_balance(scheduler)
 
     run(scenario)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 from unit.rig import Hand, books_balance, scheduler_on, states, submit, until
-from unit.rig_direct import Watched, offering, session_of
+from unit.rig_direct import Watched, assert_no_slot_is_taken, offering, session_of
 
-from tickwheel.core import InvalidRequest, JobSpec, OutcomeUnknown, Queue, Unavailable
-from tickwheel.core.job import State
-from tickwheel.core.protocol import Report, RunningItem
+from tickwheel.core import InvalidRequest, JobSpec, Queue, Unavailable
+from tickwheel.core.direct import DirectStart
+from tickwheel.core.job import State, Submission
+from tickwheel.core.sessions import WorkerSession
 from tickwheel.core.testing import VirtualClock, run
 
 
@@ -66,168 +66,76 @@ def test_a_bad_row_costs_its_neighbours_in_the_batch_neither_slots_nor_their_sta
     run(scenario)
 
 
-def test_an_append_that_was_written_and_not_heard_of_is_taken_back_uncharged() -> None:
+@pytest.mark.parametrize("over", [0, 1, 2, 5])
+def test_the_slots_of_those_who_wait_for_their_claim_are_not_given_away(over: int) -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = Watched(clock)
         async with scheduler_on(store, clock) as scheduler:
             hand = await Hand(scheduler).join()
-            polling = await offering(hand)
-            store.lost = {"append"}
-            with pytest.raises(OutcomeUnknown):
-                await submit(scheduler, 3)
-            assert await states(scheduler) == {State.RUNNING: 3}
+            older = await submit(scheduler, 3)
+            await until(lambda: scheduler._kernel.residents.total == 3)
+            store.down = True
+            polling = await offering(hand, {"default": 3 + over})
+            await until(lambda: store.calls["claim"])
+            store.down = False
             assert not polling.done()
-            store.lost = set()
-            leases = await polling
-            assert {lease.id for lease in leases} <= set(store.started)
-            leases += await hand.poll(100) if len(leases) < 3 else []
-            assert sorted(lease.id for lease in leases) == sorted(store.started)
-            assert {lease.row[5:9] for lease in leases} == {(1, 0, 0, 0)}
-            assert clock.monotonic_ms() < 1_000
-            assert store.calls["claim"]
-            await hand.report(*leases)
-            assert await states(scheduler) == {State.SUCCEEDED: 3}
+            younger = await submit(scheduler, 2)
+            assert store.started == younger[:over]
+            polling.cancel()
+            await hand.work(5)
+            assert {lease.id for lease in hand.sent} == {*older, *younger}
             books_balance(scheduler)
 
     run(scenario)
 
 
-@pytest.mark.parametrize("limit", [None, 2])
-def test_of_what_was_not_heard_of_the_first_jobs_are_taken_back_and_all_run_once(
-    limit: int | None,
+def test_the_room_of_those_who_wait_for_their_claim_is_not_given_away() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            await scheduler.queues.put(Queue("default", max_running=4))
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 3)
+            await until(lambda: scheduler._kernel.residents.total == 3)
+            store.down = True
+            polling = await offering(hand)
+            await until(lambda: store.calls["claim"])
+            store.down = False
+            younger = await submit(scheduler, 2)
+            assert store.started == younger[:1]
+            polling.cancel()
+            await hand.work(5)
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_reservation_that_breaks_gives_back_those_before_it(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            await scheduler.queues.put(Queue("default", max_running=limit))
-            hand = await Hand(scheduler, {"default": 9 if limit else 2}).join()
-            await until(lambda: scheduler._kernel.recovered)
+        async with scheduler_on(Watched(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
             polling = await offering(hand)
-            store.lost = {"append"}
-            with pytest.raises(OutcomeUnknown):
-                await submit(scheduler, 5)
-            store.lost = set()
-            assert (len(store.started), len(store.waiting)) == (2, 3)
-            assert await states(scheduler) == {State.RUNNING: 2, State.SCHEDULED: 3}
-            assert session_of(hand).reserved == scheduler._kernel.claiming == {"default": 2}
-            await until(lambda: store.rows["find"])
-            assert store.rows["find"] == 2
-            await hand.report(*await polling)
-            await hand.work(5 - len(hand.sent))
-            ids = [lease.id for lease in hand.sent]
-            assert sorted(ids) == sorted(store.started + store.waiting)
-            assert {lease.row[5:9] for lease in hand.sent} == {(1, 0, 0, 0)}
-            assert await states(scheduler) == {State.SUCCEEDED: 5}
+            reserve, calls = DirectStart.reserve, 0
+
+            def breaks(self: DirectStart, submission: Submission) -> list[WorkerSession]:
+                nonlocal calls
+                calls += 1
+                if submission.jobs[0].task == "bad":
+                    raise RuntimeError("a defect")
+                return reserve(self, submission)
+
+            monkeypatch.setattr(DirectStart, "reserve", breaks)
+            good, bad = await asyncio.gather(
+                submit(scheduler, priority=0),
+                scheduler.jobs.submit([JobSpec("bad")]),
+                return_exceptions=True,
+            )
+            assert calls == 4
+            assert isinstance(bad, RuntimeError)
+            assert [lease.id for lease in await polling] == good
             assert_no_slot_is_taken(hand)
-
-    run(scenario)
-
-
-def test_what_was_written_and_not_heard_of_is_looked_for_until_the_store_answers() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            store.lost = {"append"}
-            polling = await offering(hand)
-            with pytest.raises(OutcomeUnknown):
-                await submit(scheduler)
-            store.down = True
-            await asyncio.sleep(2)
-            store.down, store.lost = False, set()
-            [lease] = await polling
-            assert lease.row[5:9] == (1, 0, 0, 0)
-            assert clock.monotonic_ms() < 3_000
-            books_balance(scheduler)
-
-    run(scenario)
-
-
-def test_what_another_scheduler_has_taken_over_meanwhile_is_not_given_back() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
-            store.lost = {"append"}
-            with pytest.raises(OutcomeUnknown):
-                await submit(scheduler)
-            store.lost = set()
-            [job_id] = store.started
-            row = store._store._tables.jobs[job_id]
-            row.owner = "another"
-            await asyncio.sleep(2)
-            assert (row.state, row.owner) == (State.RUNNING, "another")
-            polling.cancel()
-
-    run(scenario)
-
-
-def test_what_a_worker_has_shown_meanwhile_is_not_given_back() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
-            store.lost = {"append"}
-            with pytest.raises(OutcomeUnknown):
-                await submit(scheduler)
-            store.lost = set()
-            [job_id] = store.started
-            row = store._store._tables.jobs[job_id]
-            item = RunningItem(job_id, row.fencing_token)
-            report = Report(running=[item])
-            assert (await scheduler.workers.report(hand.worker_id, report)).results == [
-                (job_id, "ok")
-            ]
-            await asyncio.sleep(2)
-            assert (row.state, row.attempt) == (State.RUNNING, 1)
-            polling.cancel()
-
-    run(scenario)
-
-
-def test_a_limit_holds_for_what_was_written_and_not_heard_of() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            await scheduler.queues.put(Queue("default", max_running=1))
-            hand = await Hand(scheduler).join()
-            await until(lambda: scheduler._kernel.recovered)
-            polling = await offering(hand)
-            store.lost = {"append"}
-            with pytest.raises(OutcomeUnknown):
-                await submit(scheduler)
-            store.lost = set()
-            await submit(scheduler)
-            for _ in range(100):
-                assert (await states(scheduler))[State.RUNNING] <= 1
-                await asyncio.sleep(0.010)
-            await hand.report(*await polling)
-            await hand.work(1)
-            assert await states(scheduler) == {State.SUCCEEDED: 2}
-
-    run(scenario)
-
-
-def test_an_outage_leaves_no_heap_of_questions_behind() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            await hand.poll()
-            polling = await offering(hand)
-            store.down = True
-            for _ in range(300):
-                with suppress(Unavailable):
-                    await submit(scheduler)
-            assert len(store.started) > 100
-            asked = store.calls["find"]
-            await asyncio.sleep(2)
-            assert store.calls["find"] - asked < 100
-            store.down = False
-            polling.cancel()
 
     run(scenario)
 
@@ -327,10 +235,3 @@ def test_a_direct_start_is_not_sent_when_time_was_lost_meanwhile() -> None:
             books_balance(scheduler)
 
     run(scenario)
-
-
-def assert_no_slot_is_taken(hand: Hand) -> None:
-    """Assert that what was reserved was given back once: neither more nor less."""
-    books_balance(hand.scheduler)
-    for counted in (session_of(hand).reserved, hand.scheduler._kernel.claiming):
-        assert not any(counted.values())
