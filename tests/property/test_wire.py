@@ -191,8 +191,7 @@ def test_a_report_is_taken_or_refused_alike_on_both_ways(body: bytes) -> None:
 
 def test_the_usual_goes_the_short_way() -> None:
     one, item = b'{"task":"t","args":{}}', b'{"job_id":"%b","fencing_token":1}' % JOBS[0].encode()
-    with patch.object(wire_jobs, "_ONE", None), patch.object(wire_jobs, "_BATCH", None):
-        assert len(wire_jobs.decode_submission(one)[0]) == 1
+    with patch.object(wire_jobs, "_BATCH", None):
         assert len(wire_jobs.decode_submission(b'{"jobs":[%b,%b]}' % (one, one))[0]) == 2
     with patch.object(wire_workers, "_REPORT", None):
         report = wire_workers.decode_report(b'{"succeeded":[%b]}' % item)
