@@ -136,7 +136,7 @@ class Scheduler:
                 await self._dispatcher.claims_done()
                 self._dispatcher.release_held()
                 await self._kernel.finish()
-                await self.jobs.commit.drain()
+                await self.jobs.drain()
                 await self._settler.commit.drain()
         for part in self._parts:
             part.cancel()

@@ -79,7 +79,7 @@ def build_app(
         app[_LANE].closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_SECONDS_MAX):
-                await scheduler.jobs.commit.drain()
+                await scheduler.jobs.drain()
 
     app.on_shutdown.append(finish_lane)
     return app
