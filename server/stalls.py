@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-EVERY_SECONDS = 0.005
+EVERY_SECONDS = 0.02
 
 
 class StallWatch:
