@@ -95,7 +95,7 @@ def _measure(
         runner.run(kept, asked, CONSOLE)
     finally:
         if kept.results.phases:
-            _write_report(kept.path, docs)
+            _write_report(kept.path, record.newest(folder, "peers-"), docs)
     _end(kept.results, {phase.name for phase in asked})
 
 
@@ -187,21 +187,25 @@ def list_() -> None:
 @click.option("--results", "folder", type=_FOLDER, default=Path("bench/results"))
 @click.option("--docs", type=_FOLDER, default=Path("docs"))
 def report(file: Path | None, folder: Path, docs: Path) -> None:
-    """Write docs/benchmarks.md and its plots from a results file, or from the newest."""
+    """Write docs/benchmarks.md and its plots from a results file, or from the newest.
+
+    The newest record of peers beside it has a section of its own; without a ladder, the only one.
+    """
     file = file or record.newest(folder)
-    if file is None:
+    peers_file = record.newest(file.parent if file else folder, "peers-")
+    if file is None and peers_file is None:
         raise click.UsageError(f"no results in {folder}")
-    _write_report(file, docs)
+    _write_report(file, peers_file, docs)
 
 
-def _write_report(file: Path, docs: Path) -> None:
-    """Write the report of a results file; a quick one's goes beside it, never to the docs."""
+def _write_report(file: Path | None, peers_file: Path | None, docs: Path) -> None:
+    """Write the report of what there is; a quick file's goes beside it, never to the docs."""
     from tickwheel.bench.report import page
 
-    quick = file.name.startswith("quick-")
-    text = file.with_suffix(".md") if quick else docs / "benchmarks.md"
-    plots = file.with_suffix("") if quick else docs / "plots"
-    page.write(record.read(file), text, plots, record.newest(file.parent, "peers-"))
+    text, plots = docs / "benchmarks.md", docs / "plots"
+    if file is not None and file.name.startswith("quick-"):
+        text, plots = file.with_suffix(".md"), file.with_suffix("")
+    page.write(record.read(file) if file else None, text, plots, peers_file)
     CONSOLE.print(f"report: {text}")
 
 

@@ -1,4 +1,7 @@
-"""docs/benchmarks.md from a results file: the headline first, then all that stands behind it."""
+"""docs/benchmarks.md from a results file: the headline first, then all that stands behind it.
+
+The ladder and the peers are run apart, each with a file of its own: the page holds what there is.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,11 @@ _QUICK = (
     "> **Small phases of a few seconds:** they show that everything works. The figures are not "
     "to be quoted.\n"
 )
+NO_LADDER = "The ladder has not been run: `make bench` measures it, and writes its sections here.\n"
+"""Stands in place of all that is from the ladder's results."""
 
 
-def write(results: Results, page: Path, plots: Path, peers_file: Path | None = None) -> None:
+def write(results: Results | None, page: Path, plots: Path, peers_file: Path | None = None) -> None:
     """Write the page, and its plots into a folder of their own, emptied of older ones first."""
     for old in plots.glob("*.png"):
         old.unlink()
@@ -38,11 +43,21 @@ def write(results: Results, page: Path, plots: Path, peers_file: Path | None = N
     page.write_text(render(results, plots, os.path.relpath(plots, page.parent), peers_file))
 
 
-def render(results: Results, plots: Path, link: str, peers_file: Path | None = None) -> str:
+def render(results: Results | None, plots: Path, link: str, peers_file: Path | None = None) -> str:
     """Return the page's text; draw the plots into `plots`, which the page calls `link`."""
-    command = _COMMANDS[results.kind]
     parts = [
         "# Benchmarks\n",
+        _ladder(results, plots, link) if results else NO_LADDER,
+        peers.section(peers_file) if peers_file else "",
+        _where(results) if results else "",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _ladder(results: Results, plots: Path, link: str) -> str:
+    """Render all that was measured of Tickwheel itself."""
+    command = _COMMANDS[results.kind]
+    parts = [
         f"By `{command}`, begun {results.at}, commit `{results.commit}`.\n",
         _QUICK if results.kind == "quick" else "",
         f"## Headline\n\n{targets.headline(results)}",
@@ -51,8 +66,6 @@ def render(results: Results, plots: Path, link: str, peers_file: Path | None = N
         f"## Method\n\n{_METHOD}",
         sections(results, plots, link),
         ceilings.ratios(results),
-        peers.section(peers_file) if peers_file else "",
-        _where(results),
     ]
     return "\n".join(part for part in parts if part)
 

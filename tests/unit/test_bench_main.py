@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Bench:
         result = CliRunner().invoke(command.main, [*arguments, *options])
         assert result.exception is None or isinstance(result.exception, SystemExit), result
         return result
+
+    def keep_peers(self) -> None:
+        """Put the record of a run of the peers beside the other results."""
+        (self.folder / "results").mkdir(exist_ok=True)
+        path = self.folder / "results" / "peers-2026-01-01-def5678.json"
+        path.write_text(json.dumps({"at": "2026-01-01", "commit": "def5678", "rows": []}))
 
     def kept(self, pattern: str = "2*.json") -> Sequence[str]:
         (path,) = (self.folder / "results").glob(pattern)
@@ -127,3 +134,32 @@ def test_the_report_is_written_from_the_newest_results(bench: Bench) -> None:
     page.unlink()
     assert bench("report").exit_code == 0
     assert "abc1234" in page.read_text()
+
+
+def test_a_report_of_peers_needs_no_ladder(bench: Bench) -> None:
+    bench.keep_peers()
+    assert bench("report").exit_code == 0
+    text = (bench.folder / "docs" / "benchmarks.md").read_text()
+    assert "The ladder has not been run" in text
+    assert "def5678" in text
+
+
+def test_quick_results_are_no_ladder_for_the_report_of_peers(bench: Bench) -> None:
+    bench("quick")
+    bench.keep_peers()
+    assert bench("report").exit_code == 0
+    text = (bench.folder / "docs" / "benchmarks.md").read_text()
+    assert "The ladder has not been run" in text
+    assert "abc1234" not in text
+
+
+def test_the_report_holds_the_ladder_and_the_peers_where_both_were_run(bench: Bench) -> None:
+    bench("ladder")
+    page = bench.folder / "docs" / "benchmarks.md"
+    assert "## Peers" not in page.read_text()
+    bench.keep_peers()
+    assert bench("report").exit_code == 0
+    text = page.read_text()
+    assert "abc1234" in text
+    assert "def5678" in text
+    assert "The ladder has not been run" not in text

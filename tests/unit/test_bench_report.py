@@ -167,17 +167,36 @@ def test_a_run_without_series_draws_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "a.png").exists()
 
 
-def test_the_peers_tables_follow_with_what_they_mean(tmp_path: Path) -> None:
-    path = tmp_path / "peers-2026-01-01-abc.json"
+def peers_file(folder: Path) -> Path:
+    path = folder / "peers-2026-01-01-abc.json"
     row = {"version": "1", "configuration": "x", "remark": "y", "shape": "end", "repeat": 0}
     rows = [
         row | {"system": "tickwheel", "figures": {"per_second": 40_000, "cpu_us": 40}},
         row | {"system": "other", "figures": {"per_second": 20_000, "cpu_us": 80}},
     ]
     path.write_text(json.dumps({"at": "2026-01-01", "commit": "abc", "rows": rows}))
-    text = page.render(results(), tmp_path, "plots", path)
+    return path
+
+
+def test_the_peers_tables_follow_with_what_they_mean(tmp_path: Path) -> None:
+    text = page.render(results(), tmp_path, "plots", peers_file(tmp_path))
     assert "By `make bench-peers`, begun 2026-01-01, commit `abc`." in text
     assert "| other | 20,000 | 2.00 |" in text
+    assert page.NO_LADDER not in text
+
+
+def test_without_a_ladder_the_page_says_so_and_holds_the_peers_alone(tmp_path: Path) -> None:
+    path = peers_file(tmp_path)
+    text = page.render(None, tmp_path, "plots", path)
+    assert text == f"# Benchmarks\n\n{page.NO_LADDER}\n{peers.section(path)}"
+    assert "`make bench`" in page.NO_LADDER
+
+
+def test_without_peers_the_page_holds_the_ladder_alone(tmp_path: Path) -> None:
+    text = page.render(results(), tmp_path, "plots")
+    assert "## Targets" in text
+    assert "## Peers" not in text
+    assert page.NO_LADDER not in text
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]"])
