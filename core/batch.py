@@ -48,17 +48,18 @@ class GroupCommit(Generic[T, R]):
         self._scheduled = False
         self.rows = 0
         """Rows that wait or are under way: what a backpressure limit is held against."""
-        self._waiting_rows = 0
+        self.waiting_rows = 0
+        """Those of them that wait."""
 
-    def submit(self, request: T) -> asyncio.Future[R]:
-        """Return the future of the request's answer, which comes after the commit.
+    def submit(self, request: T, future: asyncio.Future[R] | None = None) -> asyncio.Future[R]:
+        """Return the future, or this one, of the request's answer, which comes after the commit.
 
         It raises what its flush raised. Cancelling it abandons the answer, not the write.
         """
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        future = future or asyncio.get_running_loop().create_future()
         weight = self._weight(request)
         self.rows += weight
-        self._waiting_rows += weight
+        self.waiting_rows += weight
         self._queue.append((request, future))
         if not self._scheduled:
             # Not at once: what else arrives in this turn of the loop belongs to the same batch.
@@ -77,8 +78,7 @@ class GroupCommit(Generic[T, R]):
         while self._queue and (
             not self._flushes
             or (
-                len(self._flushes) < self._in_flight_max
-                and self._waiting_rows >= ROWS_WORTH_A_FLUSH
+                len(self._flushes) < self._in_flight_max and self.waiting_rows >= ROWS_WORTH_A_FLUSH
             )
         ):
             task = asyncio.get_running_loop().create_task(self._run(self._next_batch()))
@@ -94,7 +94,7 @@ class GroupCommit(Generic[T, R]):
                 break
             batch.append(self._queue.popleft())
             rows += weight
-        self._waiting_rows -= rows
+        self.waiting_rows -= rows
         return batch
 
     def _done(self, task: asyncio.Task[None]) -> None:

@@ -59,16 +59,13 @@ class Jobs:
         self._resolver = Resolver(kernel)
         self._direct = DirectStart(kernel, dispatcher, settler)
         settings = kernel.settings
-        self._patience = Patience(kernel)
-        self._at_once, self._patient = (
-            GroupCommit(
-                flush,
-                lambda request: len(request.specs),
-                batch_max=settings.submit_batch_max,
-                in_flight_max=settings.submits_in_flight_max,
-            )
-            for flush in (self._flush, self._flush_patiently)
+        self._commit: GroupCommit[Request, Written] = GroupCommit(
+            self._flush,
+            lambda request: len(request.specs),
+            batch_max=settings.submit_batch_max,
+            in_flight_max=settings.submits_in_flight_max,
         )
+        self._patience = Patience(kernel, self._commit)
 
     async def submit(self, specs: Sequence[JobSpec]) -> Sequence[Appended]:
         """Store all of them or none; return, in order, their ids, once they are durable.
@@ -87,17 +84,18 @@ class Jobs:
             raise InvalidRequest(
                 f"a batch has 1 to {BATCH_MAX} jobs", code="batch_size", pointer="/jobs"
             )
-        rows = len(specs)
-        if self._at_once.rows + self._patient.rows + rows > kernel.settings.submit_backlog_max:
+        rows = self._commit.rows + self._patience.rows + len(specs)
+        if rows > kernel.settings.submit_backlog_max:
             raise Unavailable("too many submissions are waiting", code="overloaded")
-        # Those that wait for slots already are not passed over.
-        waits = self._patience.applies(specs[0], self._patient.rows + rows)
-        commit = self._patient if waits else self._at_once
-        return commit.submit(Request(specs, kernel.clock.now_ms()))
+        request = Request(specs, kernel.clock.now_ms())
+        if self._patience.applies(specs):
+            return self._patience.wait(request)
+        return self._commit.submit(request)
 
     async def drain(self) -> None:
         """Wait until everything submitted so far has been answered."""
-        await asyncio.gather(self._at_once.drain(), self._patient.drain())
+        await self._patience.drain()
+        await self._commit.drain()
 
     async def get(self, job_id: str) -> Job:
         """Return the job; raise `NotFound`."""
@@ -203,13 +201,6 @@ class Jobs:
         due = Counter([lane_parts(job[4])[0] for job in above if job[2] == now_ms])
         for queue, count in due.items():
             kernel.depths.add(queue, count)
-
-    async def _flush_patiently(
-        self, requests: builtins.list[Request]
-    ) -> builtins.list[Written | TickwheelError]:
-        rows = sum(len(request.specs) for request in requests)
-        await self._patience.wait(requests[0].specs[0].queue, rows)
-        return await self._flush(requests)
 
     async def _flush(
         self, requests: builtins.list[Request]

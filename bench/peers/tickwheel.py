@@ -13,16 +13,16 @@ OURS = "tickwheel"
 
 
 class Tickwheel(Peer):
-    """One scheduler process and one worker process."""
+    """One scheduler process and two worker processes."""
 
     name = OURS
     service = "postgres"
     configuration = (
-        "1 scheduler process, 1 worker process of 2,000 slots, all defaults; POST /v1/jobs with "
-        "1,000 jobs × 8 in flight, or one job × 32"
+        "1 scheduler process, 2 worker processes of 4,000 slots, all defaults; POST /v1/jobs with "
+        "500 jobs × 8 in flight, or one job × 32"
     )
     remark = (
-        "over HTTP to a worker in a process of its own, each attempt and each completion committed "
+        "over HTTP to workers in processes of their own, each attempt and each completion committed "
         "before it is sent or acknowledged, under a lease; finished jobs are kept for 7 days"
     )
     sizes = Sizes(
@@ -44,8 +44,8 @@ class Tickwheel(Peer):
         return server.stdout.readline().rsplit(" ", 1)[-1].strip()
 
     def workers(self, shape: Shape) -> list[Command]:
-        """Return the worker process."""
-        return [self._play("work")]
+        """Return the worker processes."""
+        return [self._play("work")] * 2
 
     def producer(self) -> Command:
         """Return the process that posts."""

@@ -22,9 +22,9 @@ from tickwheel.bench.generator import CREATED, Connection
 from tickwheel.client import Worker
 from tickwheel.client.cli import main as tickwheel
 
-BATCH = 1000
+BATCH = 500
 BATCHES_IN_FLIGHT = 8
-SLOTS = 2000
+SLOTS = 4000
 
 worker = Worker(queues={"bench": SLOTS})
 

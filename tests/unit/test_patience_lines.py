@@ -1,0 +1,183 @@
+"""The lines of those that wait for slots: who goes first, who passes, and how long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from unit.rig import Hand, scheduler_on, submit, until
+from unit.rig_direct import Watched
+from unit.test_patience import (
+    LOOK_MS,
+    SLOTS,
+    all_taken,
+    come_free,
+    make_fast,
+    overload,
+    submitting,
+    turns,
+)
+
+from tickwheel.core import JobSpec
+from tickwheel.core.patience import WAIT_MS_MAX
+from tickwheel.core.testing import VirtualClock, run
+
+
+async def timed(clock: VirtualClock, submitted: Any) -> int:
+    since_ms = clock.monotonic_ms()
+    await submitted
+    return clock.monotonic_ms() - since_ms
+
+
+def test_a_submission_that_comes_while_another_waits_waits_no_longer_than_that() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with overload(Watched(clock), clock) as hand:
+            first = asyncio.create_task(timed(clock, submit(hand.scheduler)))
+            await asyncio.sleep(0.005)
+            second = asyncio.create_task(timed(clock, submit(hand.scheduler)))
+            assert await first < WAIT_MS_MAX + LOOK_MS
+            assert await second < WAIT_MS_MAX + LOOK_MS
+
+    run(scenario)
+
+
+def test_however_many_wait_none_waits_longer_than_that() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with overload(Watched(clock), clock) as hand:
+            waits = await asyncio.gather(
+                *(timed(clock, submit(hand.scheduler, 1_000)) for _ in range(50))
+            )
+            assert max(waits) < WAIT_MS_MAX + LOOK_MS
+
+    run(scenario)
+
+
+def test_a_fast_queue_with_a_free_slot_does_not_wait_for_another_queue() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock, {"default": SLOTS, "other": SLOTS}) as hand:
+            await submit(hand.scheduler, SLOTS - 1, queue="other")
+            make_fast(hand.scheduler, "other")
+            waiting = submitting(hand)
+            await turns()
+            passing = submitting(hand, queue="other")
+            await turns()
+            assert passing.done()
+            assert not waiting.done()
+
+    run(scenario)
+
+
+def test_a_later_submission_does_not_pass_over_a_large_one_that_waits() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            large = submitting(hand, 8)
+            await asyncio.sleep(0.010)
+            polling = await come_free(hand, 5)
+            later = submitting(hand)
+            ids = [*await large, *await later]
+            assert store.started[SLOTS:] == ids[:5]
+            await polling
+
+    run(scenario)
+
+
+def test_a_refused_row_does_not_make_the_others_wait_again() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            store.refuses = ValueError("a row that the store refuses")
+            good = [asyncio.create_task(timed(clock, submit(hand.scheduler))) for _ in range(7)]
+            bad = asyncio.create_task(hand.scheduler.jobs.submit([JobSpec("bad")]))
+            waits = await asyncio.gather(*good)
+            with pytest.raises(ValueError, match="refuses"):
+                await bad
+            assert max(waits) < WAIT_MS_MAX + LOOK_MS
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [{"idempotency_key": "k"}, {"delay_ms": 1}, {"queue": "third"}, {"priority": 0}],
+    ids=["key", "delay", "queue", "priority"],
+)
+def test_a_batch_that_cannot_start_directly_is_written_at_once(last: dict[str, Any]) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with overload(Watched(clock), clock) as hand:
+            specs = [JobSpec("t"), JobSpec("t", **last)]
+            assert await timed(clock, hand.scheduler.jobs.submit(specs)) == 0
+
+    run(scenario)
+
+
+def test_a_job_with_a_start_deadline_is_written_at_once() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with overload(Watched(clock), clock) as hand:
+            assert await timed(clock, submit(hand.scheduler, start_deadline_ms=1_000)) == 0
+
+    run(scenario)
+
+
+def test_those_that_wait_and_those_that_do_not_share_the_appends_in_flight() -> None:
+    class Counted(Watched):
+        now = most = 0
+
+        async def append(self, submissions: Any, now_ms: int) -> Any:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0.1)
+            try:
+                return await super().append(submissions, now_ms)
+            finally:
+                self.now -= 1
+
+    async def scenario(clock: VirtualClock) -> None:
+        store = Counted(clock)
+        async with overload(store, clock) as hand:
+            every = [submitting(hand, 1_000) for _ in range(3)]
+            await asyncio.sleep(0.030)
+            every += [submitting(hand, 1_000, queue="third") for _ in range(3)]
+            await asyncio.gather(*every)
+            assert store.most <= hand.scheduler.settings.submits_in_flight_max
+
+    run(scenario)
+
+
+def test_an_urgent_job_is_written_at_once_and_overtakes_those_that_are_ready() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler, {"default": SLOTS}).join()
+            await submit(scheduler, 1, priority=0)
+            await until(lambda: scheduler._kernel.residents.ready.depth("default"))
+            await hand.work(1)
+            hand.sent.clear()
+            await all_taken(hand)
+            usual = await submit(scheduler, 3)
+            make_fast(scheduler)
+            urgent = submitting(hand, priority=0)
+            await asyncio.sleep(0.010)
+            [lease] = await (await come_free(hand, 1))
+            assert lease.id in await urgent
+            assert lease.id not in usual
+
+    run(scenario)
+
+
+def test_of_many_that_wait_no_more_are_written_than_there_are_slots_for() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            many = [submitting(hand) for _ in range(20)]
+            await asyncio.sleep(0.010)
+            polling = await come_free(hand, SLOTS // 2)
+            await asyncio.sleep(0.010)
+            assert sum(each.done() for each in many) == SLOTS // 2
+            assert store.waiting == []
+            await polling
+            await asyncio.gather(*many)
+
+    run(scenario)
