@@ -17,9 +17,19 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import TypeGuard
 
+from .columns import tuples_of
 from .dispatcher import Dispatcher
 from .errors import OutcomeUnknown, Unavailable
-from .job import Appended, Claimed, Job, NewJob, Start, State, Submission, waiting_of
+from .job import (
+    Appended,
+    Claimed,
+    Job,
+    NewJob,
+    Start,
+    State,
+    Submission,
+    waiting_of,
+)
 from .kernel import Kernel
 from .sessions import WorkerSession
 from .settler import Settler
@@ -76,7 +86,8 @@ class DirectStart:
         """Go on with jobs that were written; a row that answers without a token is read again."""
         _, _, _, _, _, _, _, most, _, tasks, args, options, *_ = zip(*jobs, strict=True)
         tokens = [appended[3] for appended in answer]
-        rows = zip(
+        rows: Sequence[Claimed | None] = tuples_of(
+            Claimed,
             range(len(tasks)),
             tokens,
             tasks,
@@ -87,14 +98,10 @@ class DirectStart:
             repeat(0),
             repeat(0),
             most,
-            strict=False,
         )
-        self._dispatcher.granted(
-            waiting_of(jobs),
-            slots,
-            [Claimed._make(row) if row[1] else None for row in rows],
-            refused=True,
-        )
+        if not all(tokens):
+            rows = [row if row[1] else None for row in rows if row]
+        self._dispatcher.granted(waiting_of(jobs), slots, rows, refused=True)
 
     def abandon(
         self, submission: Submission, slots: Sequence[WorkerSession], error: BaseException

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 
 from .batch import ROWS_WORTH_A_FLUSH
 from .claims import claim
@@ -313,8 +314,8 @@ class Dispatcher:
             and kernel.sessions.find(session.worker_id) is session
             for session in set(slots)
         }
-        for name, count in Counter([job[4][2:] for job in jobs]).items():
-            kernel.claiming[name] -= count
+        for lane, count in Counter(map(itemgetter(4), jobs)).items():
+            kernel.claiming[lane[2:]] -= count
         lane, options, queue, terms = "", None, Queue(""), None
         unwanted: list[Lease] = []
         for job, session, row in zip(jobs, slots, rows, strict=True):

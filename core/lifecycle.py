@@ -18,11 +18,14 @@ ever.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Final
 
+from .columns import tuples_of
 from .job import End, Settlement, State, Success
 from .lease import Lease
-from .protocol import Outcome
+from .protocol import DONE, Outcome
 
 RELEASES_FREE: Final = 10
 
@@ -47,6 +50,27 @@ TRANSITIONS: Final[dict[State, dict[str, State]]] = {
 }
 
 ENDED: Final = frozenset(state for state, events in TRANSITIONS.items() if not events)
+
+
+def settle_outcomes(
+    leases: Sequence[Lease], outcomes: Sequence[Outcome], now_ms: int, rng: random.Random
+) -> list[End]:
+    """Return what workers' outcomes make of their jobs; of plain successes a column at a time."""
+    if outcomes.count(DONE) < len(leases):
+        return [
+            settle_outcome(lease, outcome, now_ms, rng)
+            for lease, outcome in zip(leases, outcomes, strict=True)
+        ]
+    return [
+        *tuples_of(
+            Success,
+            [lease.id for lease in leases],
+            [lease.job[1] for lease in leases],
+            [lease.fencing_token for lease in leases],
+            repeat(now_ms),
+            repeat(None),
+        )
+    ]
 
 
 def settle_outcome(lease: Lease, outcome: Outcome, now_ms: int, rng: random.Random) -> End:

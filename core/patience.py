@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .batch import GroupCommit
+from .columns import PlainJobs
 from .job import JobSpec
 from .kernel import Kernel
 from .resolver import Request
@@ -110,9 +111,13 @@ class Patience(Generic[R]):
 
 
 def _is_direct(specs: Sequence[JobSpec]) -> bool:
-    first = specs[0]
+    """Tell whether all jobs are due now, and say nothing that keeps them from a direct start."""
+    if isinstance(specs, PlainJobs):
+        _, _, queues, *times = specs.columns
+        return len(set(queues)) == 1 and not any(map(any, times))
+    queue = specs[0].queue
     return all(
-        spec.queue == first.queue
+        spec.queue == queue
         and spec.priority is None
         and spec.idempotency_key is None
         and spec.run_at_ms is None

@@ -7,7 +7,7 @@ keeps the sessions; `core.workers` answers the calls.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from .lease import Lease
@@ -30,6 +30,10 @@ class Outcome:
     error_type: str = ""
     retryable: bool = True
     retry_after_ms: int | None = None
+
+
+DONE: Final = Outcome("succeeded")
+"""How nearly every attempt ends: without a result."""
 
 
 class ReportItem(NamedTuple):

@@ -11,11 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from .columns import PlainJobs, tuples_of
 from .errors import InvalidRequest, QueueFull, TickwheelError
 from .ids import head, shard_for, tails
-from .job import NO_OPTIONS, IdempotencyKey, JobSpec, NewJob, Submission
+from .job import (
+    NO_OPTIONS,
+    IdempotencyKey,
+    JobSpec,
+    NewJob,
+    Submission,
+)
 from .kernel import Kernel
 
 _NOW = JobSpec("")[3:5]
@@ -112,16 +119,12 @@ class Resolver:
         self, requests: Sequence[Request], now_ms: int, shard: int
     ) -> list[NewJob] | None:
         """Return the rows of jobs of one queue that say nothing unusual; None: some do."""
-        specs = list(chain.from_iterable([request.specs for request in requests]))
-        count = len(specs)
-        columns = zip(*specs, strict=True)
-        tasks, args, queues, run_ats, delays, *others, _, tags, options = columns
-        if (
-            queues.count(queues[0]) != count
-            or any(other.count(None) != count for other in others)
-            or any(tags)
-            or options.count(NO_OPTIONS) != count
-        ):
+        columns = _plain(requests)
+        if columns is None:
+            return None
+        tasks, args, queues, run_ats, delays = columns
+        count = len(queues)
+        if queues.count(queues[0]) != count:
             return None
         queue = self._kernel.queues.get(queues[0])
         if not queue.priorities >> queue.priority & 1:
@@ -133,7 +136,8 @@ class Resolver:
                 for request in requests
                 for index, spec in enumerate(request.specs)
             ]
-        rows = zip(
+        return tuples_of(
+            NewJob,
             _ids(times, shard, tails(count, self._kernel.rng)),
             times,
             times,
@@ -149,9 +153,7 @@ class Resolver:
             repeat(None),
             repeat(None),
             repeat(None),
-            strict=False,
         )
-        return list(map(NewJob._make, rows))
 
     async def _one_by_one(self, request: Request, now_ms: int, shard: int) -> Submission:
         kernel = self._kernel
@@ -230,6 +232,20 @@ def _kinds(requests: Sequence[Request]) -> list[tuple[bool, list[int]]]:
         kind: object = (first[2], first[3:5] == _NOW) if usual else place
         kinds.setdefault((usual, kind), []).append(place)
     return [(usual, places) for (usual, _), places in kinds.items()]
+
+
+def _plain(requests: Sequence[Request]) -> Sequence[Sequence[Any]] | None:
+    """Return the first five columns of all specs; None: some say more."""
+    batches = [request.specs for request in requests]
+    plain = [batch.columns for batch in batches if isinstance(batch, PlainJobs)]
+    if len(plain) == len(batches):
+        return [list(chain.from_iterable(parts)) for parts in zip(*plain, strict=True)]
+    specs = list(chain.from_iterable(batches))
+    *columns, tags, options = zip(*specs, strict=True)
+    said = any(column.count(None) != len(specs) for column in columns[5:9])
+    if said or any(tags) or options.count(NO_OPTIONS) != len(specs):
+        return None
+    return columns[:5]
 
 
 def _ids(times: Sequence[int], shard: int, ends: Sequence[str]) -> list[str]:

@@ -124,7 +124,8 @@ class Settler:
     def _settled(self, leases: Sequence[Lease], ends: Sequence[End], flags: Sequence[bool]) -> None:
         kernel = self._kernel
         kernel.forget_leases(leases)
-        names: list[tuple[str, str]] = []
+        succeeded: list[str] = []
+        otherwise: list[tuple[str, str]] = []
         over: list[Lease] = []
         for lease, end, applied in zip(leases, ends, flags, strict=True):
             lease.settling = None
@@ -132,10 +133,10 @@ class Settler:
                 kernel.rereads[lease.id] = lease.job[1]
                 continue
             if isinstance(end, Success):
-                names.append((lease.queue, "succeeded"))
+                succeeded.append(lease.queue)
                 over.append(lease)
                 continue
-            names.append((lease.queue, _outcome_name(lease, end)))
+            otherwise.append((lease.queue, _outcome_name(lease, end)))
             if end.state is State.SCHEDULED:
                 self._goes_on(lease, end)
             else:
@@ -144,7 +145,9 @@ class Settler:
         for lease in over:
             if lease.job[6] is not None:
                 self._on_ended(lease)
-        for (queue, outcome), count in Counter(names).items():
+        for queue, count in Counter(succeeded).items():
+            kernel.metrics.settled(queue, "succeeded", count)
+        for (queue, outcome), count in Counter(otherwise).items():
             kernel.metrics.settled(queue, outcome, count)
 
     def _goes_on(self, lease: Lease, end: Settlement) -> None:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from .dispatcher import Dispatcher
 from .errors import InvalidRequest, Unavailable
 from .ids import check
-from .job import End, Job, State
+from .job import Job, State
 from .kernel import Kernel
 from .lease import Lease
-from .lifecycle import settle_outcome
+from .lifecycle import settle_outcomes
 from .protocol import Outcome, PollAnswer, Report, ReportAnswer, ReportItem, RunningItem, Status
 from .sessions import Poll, WorkerSession
 from .settler import Settler
@@ -168,7 +168,12 @@ class Workers:
         self, session: WorkerSession, items: Sequence[ReportItem]
     ) -> builtins.list[tuple[str, Status]]:
         kernel = self._kernel
-        looked = [await self._look(session, item) for item in items]
+        mine = session.leases.get
+        looked: builtins.list[Lease | Status] = []
+        for item in items:
+            known = mine(item[0])
+            usual = known is not None and known.fencing_token == item[1] and known.settling is None
+            looked.append(known if known and usual else await self._look(session, item))
         for _ in range(LOOKS_MAX):
             # Another report may be settling some, or begin to while a row is read: only its end is
             # an answer.
@@ -184,46 +189,39 @@ class Workers:
         else:
             raise Unavailable("a job is being settled over and over: report it again")
         # From here on nothing is awaited until all are marked: nobody settles them beside us.
-        now_ms = kernel.clock.now_ms()
-        results: builtins.list[tuple[str, Status]] = []
-        leases: dict[int, Lease] = {}
-        ends: builtins.list[End] = []
-        taken: set[Lease] = set()
-        for place, ((job_id, _, outcome), lease) in enumerate(zip(items, looked, strict=True)):
-            if isinstance(lease, str):
-                results.append((job_id, lease))
-            elif lease in taken:
-                results.append((job_id, "duplicate"))
-            else:
-                taken.add(lease)
-                leases[place] = lease
-                results.append((job_id, "ok"))
-                ends.append(settle_outcome(lease, outcome, now_ms, kernel.rng))
+        results: builtins.list[tuple[str, Status]] = [
+            (item[0], lease if isinstance(lease, str) else "ok")
+            for item, lease in zip(items, looked, strict=True)
+        ]
+        places: dict[Lease, int] = {}
+        for place, lease in enumerate(looked):
+            if not isinstance(lease, str) and places.setdefault(lease, place) != place:
+                results[place] = (items[place].job_id, "duplicate")
+        leases = [*places]
         if leases:
+            outcomes = [items[place][2] for place in places.values()]
+            ends = settle_outcomes(leases, outcomes, kernel.clock.now_ms(), kernel.rng)
             # Shielded: what a caller that hangs up has reported is settled all the same.
             try:
-                flags = await asyncio.shield(self._settler.settle(list(leases.values()), ends))
+                flags = await asyncio.shield(self._settler.settle(leases, ends))
             except Unavailable:
                 # The worker is alive and will repeat: its leases shall not run out over it.
-                for lease in leases.values():
+                for lease in leases:
                     kernel.leases.renew(lease, kernel.clock.monotonic_ms())
                 raise
             if not all(flags):
-                for place, applied in zip(leases, flags, strict=True):
+                for place, applied in zip(places.values(), flags, strict=True):
                     if not applied:
                         results[place] = (results[place][0], "stale")
-        stale = sum(1 for _, status in results if status == "stale")
+        stale = [status for _, status in results].count("stale")
         if stale:
             kernel.metrics.stale(stale)
         return results
 
     async def _look(self, session: WorkerSession, item: ReportItem) -> Lease | Status:
         """Return the lease that an item speaks of, or at once what to answer."""
-        lease = session.leases.get(item.job_id)
-        if lease is None or lease.fencing_token != item.fencing_token or lease.settling is not None:
-            found = await self._find(session, *item)
-            return found.lease or found.status
-        return lease
+        found = await self._find(session, *item)
+        return found.lease or found.status
 
     async def _renew(
         self, session: WorkerSession, items: Sequence[RunningItem]

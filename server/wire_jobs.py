@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import orjson
 
+from tickwheel.core.columns import PlainJobs
 from tickwheel.core.errors import InvalidRequest, TickwheelError
 from tickwheel.core.job import (
     NO_OPTIONS,
@@ -135,7 +136,7 @@ _BATCH = msgspec.json.Decoder(BatchRequest)
 _USUAL_BATCH = msgspec.json.Decoder(UsualBatch)
 
 
-def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
+def decode_submission(body: bytes) -> tuple[Sequence[JobSpec], bool]:
     """Return the jobs that a POST submits, and whether it was one object rather than a batch.
 
     Pointers of errors in a batch begin with `/jobs/<i>`.
@@ -151,7 +152,7 @@ def decode_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     return _usual_batch(body) or _specs(_BATCH.decode(body).jobs), False
 
 
-def _usual_batch(body: bytes) -> list[JobSpec] | None:
+def _usual_batch(body: bytes) -> PlainJobs | None:
     """Return jobs that say nothing unusual; None: some do, or are wrong, and the full form tells."""
     try:
         requests = _USUAL_BATCH.decode(body).jobs
@@ -173,10 +174,7 @@ def _usual_batch(body: bytes) -> list[JobSpec] | None:
             return None
     except (msgspec.ValidationError, TickwheelError):
         return None
-    return [
-        JobSpec._make((*what, None, None, None, None, b"", (), NO_OPTIONS))
-        for what in zip(tasks, args, queues, times, delays, strict=True)
-    ]
+    return PlainJobs(tasks, args, queues, times, delays)
 
 
 def _specs(requests: Sequence[JobRequest]) -> list[JobSpec]:

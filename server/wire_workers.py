@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import repeat
 from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
 
+from tickwheel.core.columns import tuples_of
 from tickwheel.core.protocol import (
+    DONE,
     Outcome,
     PollAnswer,
     Report,
@@ -141,7 +144,6 @@ _REPORT = msgspec.json.Decoder(ReportRequest)
 _USUAL = msgspec.json.Decoder(UsualReport)
 _USUAL_BYTES = len('{"succeeded":[]}')
 _USUAL_ITEM_BYTES = len('{"job_id":"","fencing_token":},')
-_DONE = Outcome("succeeded")
 
 
 def decode_report(body: bytes) -> Report:
@@ -199,7 +201,7 @@ def _usual(body: bytes) -> Report | None:
         or not _are_ids(text, len(items))
     ):
         return None
-    return Report([ReportItem(*key, _DONE) for key in zip(ids, tokens, strict=True)])
+    return Report(tuples_of(ReportItem, ids, tokens, repeat(DONE)))
 
 
 def _are_ids(text: str, count: int) -> bool:

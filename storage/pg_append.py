@@ -16,11 +16,12 @@ A submission that starts at once is written as claimed: its rows carry what `cla
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import NamedTuple, TypeAlias
 
 import asyncpg
 
+from tickwheel.core.columns import tuples_of
 from tickwheel.core.errors import IdempotencyConflict, OutcomeUnknown, Unavailable
 from tickwheel.core.job import Appended, IdempotencyKey, NewJob, Submission
 
@@ -152,14 +153,10 @@ class PgAppend(PgBase):
 
 def _written(submission: Submission, there: Mapping[str, int], token: int) -> list[Appended]:
     """Return the answer to jobs without keys; those that were `there` before have that token."""
+    ids, _, run_ats, *_ = zip(*submission.jobs, strict=True)
     started = 0 if submission.start is None else len(submission.start.workers)
-    return [
-        *(
-            Appended(job[0], job[2], False, there.get(job[0], token))
-            for job in submission.jobs[:started]
-        ),
-        *(Appended(job[0], job[2], False) for job in submission.jobs[started:]),
-    ]
+    tokens = [there.get(job_id, token) for job_id in ids[:started]] if there else [token] * started
+    return tuples_of(Appended, ids, run_ats, repeat(False), chain(tokens, repeat(0)))
 
 
 def _starts(batch: Iterable[Submission]) -> dict[str, tuple[str, str]]:

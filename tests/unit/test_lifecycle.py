@@ -19,9 +19,10 @@ from tickwheel.core.lifecycle import (
     settle_cancelled,
     settle_lost,
     settle_outcome,
+    settle_outcomes,
     settle_released,
 )
-from tickwheel.core.protocol import Outcome
+from tickwheel.core.protocol import DONE, Outcome
 from tickwheel.core.queue import Queue
 from tickwheel.core.retry import RetryPolicy
 
@@ -57,6 +58,17 @@ def settled(lease: Lease, outcome: Outcome) -> Settlement:
 def test_a_success_names_the_attempt_that_it_ends_though_it_was_asked_to_stop(cancel: bool) -> None:
     done = settle_outcome(lease_of(cancel), Outcome("succeeded", result=b"1"), NOW, RNG)
     assert done == Success("id", RUN_AT, 7, NOW, b"1")
+
+
+@pytest.mark.parametrize("last", [DONE, Outcome("succeeded", result=b"1"), failed()])
+def test_many_outcomes_make_what_each_of_them_makes(last: Outcome) -> None:
+    leases, outcomes = [lease_of(), lease_of(cancel=True), lease_of()], [DONE, DONE, last]
+    ends = settle_outcomes(leases, outcomes, NOW, random.Random(1))
+    rng = random.Random(1)
+    assert ends == [
+        settle_outcome(lease, outcome, NOW, rng)
+        for lease, outcome in zip(leases, outcomes, strict=True)
+    ]
 
 
 def test_every_settlement_names_the_attempt_that_it_ends() -> None:

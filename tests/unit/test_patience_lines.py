@@ -20,6 +20,7 @@ from unit.test_patience import (
 )
 
 from tickwheel.core import JobSpec
+from tickwheel.core.columns import PlainJobs
 from tickwheel.core.patience import WAIT_MS_MAX
 from tickwheel.core.testing import VirtualClock, run
 
@@ -109,6 +110,29 @@ def test_a_batch_that_cannot_start_directly_is_written_at_once(last: dict[str, A
         async with overload(Watched(clock), clock) as hand:
             specs = [JobSpec("t"), JobSpec("t", **last)]
             assert await timed(clock, hand.scheduler.jobs.submit(specs)) == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("queues", "run_ats", "delays", "waits"),
+    [
+        (["default"] * 2, [None, None], [None, 0], True),
+        (["default", "third"], [None, None], [None, None], False),
+        (["default"] * 2, [None, 1], [None, None], False),
+        (["default"] * 2, [None, None], [None, 1], False),
+    ],
+)
+def test_a_batch_by_column_waits_as_its_specs_would(
+    queues: list[str], run_ats: list[int | None], delays: list[int | None], waits: bool
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with overload(Watched(clock), clock) as hand:
+            specs = PlainJobs(["t"] * 2, [b"{}"] * 2, queues, run_ats, delays)
+            waited_ms = await timed(clock, hand.scheduler.jobs.submit(specs))
+            assert (waited_ms > 0) == waits
+            waited_ms = await timed(clock, hand.scheduler.jobs.submit(list(specs)))
+            assert (waited_ms > 0) == waits
 
     run(scenario)
 

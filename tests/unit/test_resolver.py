@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unit.rig import scheduler_on, store_of
 
 from tickwheel.core import Scheduler
+from tickwheel.core.columns import PlainJobs
 from tickwheel.core.errors import QueueFull, TickwheelError
 from tickwheel.core.job import JobOptions, JobSpec
 from tickwheel.core.queue import Queue
@@ -52,6 +53,28 @@ def test_what_is_alike_gets_the_rows_that_it_would_get_one_by_one(
             assert alike == rows
             assert keys == ()
             assert start is None
+
+    run(scenario)
+
+
+@given(batches=st.lists(st.lists(USUAL, min_size=1, max_size=3), min_size=1, max_size=3))
+@pytest.mark.parametrize("columns", [2, 3], ids=["some by column", "all by column"])
+def test_jobs_by_column_get_the_rows_that_specs_would_get(
+    batches: list[list[JobSpec]], columns: int
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            kernel = scheduler._kernel
+            resolver = Resolver(kernel)
+            now_ms = clock.now_ms()
+            plain = [PlainJobs(*list(zip(*specs, strict=True))[:5]) for specs in batches]
+            mixed = [*plain[:columns], *batches[columns:]]
+            rows = []
+            for given in (batches, mixed):
+                kernel.rng = random.Random(1)
+                requests = [Request(specs, now_ms) for specs in given]
+                rows.append(await resolver._alike(requests, now_ms, 3))
+            assert rows[0] == rows[1]
 
     run(scenario)
 
