@@ -21,9 +21,9 @@ class Settings:
     resident_jobs_max: int = 500_000
     load_page: int = 10_000
     fire_slice: int = 500
-    submit_batch_max: int = 1_000
+    submit_batch_max: int = 2_000
     claim_batch_max: int = 2_000
-    settle_batch_max: int = 1_500
+    settle_batch_max: int = 3_000
     submits_in_flight_max: int = 3
     claims_in_flight_max: int = 2
     settles_in_flight_max: int = 2
