@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
@@ -105,8 +106,9 @@ def _sync_us() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that are measured."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python, and how it was built, and of the packages that are measured."""
+    linked = "shared" if sysconfig.get_config_var("Py_ENABLE_SHARED") else "static"
+    found = {"python": f"{platform.python_version()} ({platform.python_compiler()}, {linked})"}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
