@@ -35,7 +35,7 @@ REFRESHES_PER_SECOND = 2.0
 def run(record: Record, phases: Sequence[Phase], console: Console) -> None:
     """Run each phase until the record has all its repeats; write the record after every run.
 
-    What has failed isn't repeated: a load that is too high takes twice as long, to say the same.
+    What has failed isn't repeated: a load that is too high takes longer each time, to say the same.
     """
     ahead = [
         phase

@@ -12,7 +12,7 @@ only the guilty one gets the error. A store that can't be reached fails them all
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -29,6 +29,7 @@ class GroupCommit(Generic[T, R]):
 
     `flush` takes a batch's requests and returns in order their answers, or errors. `weight` is
     the number of rows of a request; a batch has at most `batch_max` rows, or a single request.
+    `kind` says of a request under what its rows are counted while they wait.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class GroupCommit(Generic[T, R]):
         *,
         batch_max: int,
         in_flight_max: int,
+        kind: Callable[[T], str] = lambda _: "",
     ) -> None:
         self._flush = flush
         self._weight = weight
+        self._kind = kind
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._queue: deque[tuple[T, asyncio.Future[R]]] = deque()
@@ -48,8 +51,9 @@ class GroupCommit(Generic[T, R]):
         self._scheduled = False
         self.rows = 0
         """Rows that wait or are under way: what a backpressure limit is held against."""
-        self.waiting_rows = 0
-        """Those of them that wait."""
+        self.waiting: Counter[str] = Counter()
+        """Those of them that wait, by kind."""
+        self._waiting_rows = 0
 
     def submit(self, request: T, future: asyncio.Future[R] | None = None) -> asyncio.Future[R]:
         """Return the future, or this one, of the request's answer, which comes after the commit.
@@ -59,7 +63,8 @@ class GroupCommit(Generic[T, R]):
         future = future or asyncio.get_running_loop().create_future()
         weight = self._weight(request)
         self.rows += weight
-        self.waiting_rows += weight
+        self._waiting_rows += weight
+        self.waiting[self._kind(request)] += weight
         self._queue.append((request, future))
         if not self._scheduled:
             # Not at once: what else arrives in this turn of the loop belongs to the same batch.
@@ -68,7 +73,7 @@ class GroupCommit(Generic[T, R]):
         return future
 
     async def drain(self) -> None:
-        """Wait until everything submitted so far has been answered."""
+        """Wait until nothing waits and nothing is under way."""
         while self._queue or self._flushes:
             self._start()
             await asyncio.wait(self._flushes)
@@ -78,7 +83,8 @@ class GroupCommit(Generic[T, R]):
         while self._queue and (
             not self._flushes
             or (
-                len(self._flushes) < self._in_flight_max and self.waiting_rows >= ROWS_WORTH_A_FLUSH
+                len(self._flushes) < self._in_flight_max
+                and self._waiting_rows >= ROWS_WORTH_A_FLUSH
             )
         ):
             task = asyncio.get_running_loop().create_task(self._run(self._next_batch()))
@@ -92,9 +98,10 @@ class GroupCommit(Generic[T, R]):
             weight = self._weight(self._queue[0][0])
             if batch and rows + weight > self._batch_max:
                 break
+            self.waiting[self._kind(self._queue[0][0])] -= weight
             batch.append(self._queue.popleft())
             rows += weight
-        self.waiting_rows -= rows
+        self._waiting_rows -= rows
         return batch
 
     def _done(self, task: asyncio.Task[None]) -> None:

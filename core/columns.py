@@ -6,8 +6,9 @@ written, started and settled by column, and made into rows only where somebody n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, TypeVar, overload
 
 from .job import JobSpec
@@ -29,14 +30,38 @@ class PlainJobs(Sequence[JobSpec]):
     A batch is resolved a column at a time, so that specs made for it would be for nothing.
     """
 
-    __slots__ = ("columns",)
+    __slots__ = ("args", "delays_ms", "queues", "run_ats_ms", "tasks")
 
-    def __init__(self, *columns: Sequence[Any]) -> None:
-        """Take five columns of the same length."""
-        self.columns = columns
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        args: Sequence[bytes],
+        queues: Sequence[str],
+        run_ats_ms: Sequence[int | None],
+        delays_ms: Sequence[int | None],
+    ) -> None:
+        """Take columns of the same length."""
+        self.tasks = tasks
+        self.args = args
+        self.queues = queues
+        self.run_ats_ms = run_ats_ms
+        self.delays_ms = delays_ms
+
+    def columns(self) -> tuple[Sequence[Any], ...]:
+        """Return all five, in the order of the fields."""
+        return self.tasks, self.args, self.queues, self.run_ats_ms, self.delays_ms
+
+    def are_for_now(self) -> bool:
+        """Tell whether none of them says a time."""
+        times = (self.run_ats_ms, self.delays_ms)
+        return all(column.count(None) == len(self) for column in times)
 
     def __len__(self) -> int:
-        return len(self.columns[0])
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[JobSpec]:
+        rest = JobSpec("")[5:]
+        return iter(tuples_of(JobSpec, *self.columns(), *map(repeat, rest)))
 
     @overload
     def __getitem__(self, place: int) -> JobSpec: ...
@@ -44,5 +69,5 @@ class PlainJobs(Sequence[JobSpec]):
     def __getitem__(self, place: slice) -> list[JobSpec]: ...
     def __getitem__(self, place: int | slice) -> JobSpec | list[JobSpec]:
         if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        return JobSpec(*(column[place] for column in self.columns))
+            return list(self)[place]
+        return JobSpec(*(column[place] for column in self.columns()))

@@ -51,24 +51,31 @@ class DirectStart:
     def reserve(self, submission: Submission) -> list[WorkerSession]:
         """Reserve slots for the submission's first jobs; none if somebody waits before them."""
         kernel = self._kernel
-        kernel.sessions.lapse(kernel.clock.monotonic_ms())
         columns = zip(*submission.jobs, strict=True)
         _, _, run_ats, _, expires, shards, priorities, _, queues, *_ = columns
         count, name, now_ms = len(queues), queues[0], kernel.clock.now_ms()
         if (
-            name not in kernel.sessions.offers
-            or submission.keys
+            submission.keys
             or queues.count(name) != count
             or priorities.count(priorities[0]) != count
             or max(run_ats) > now_ms
             or any(expires)
             or not kernel.residents.shards.keys() >= set(shards)
-            or kernel.depths.estimated(name)
-            or kernel.residents.is_behind(kernel.queues.get(name), now_ms)
-            or not kernel.owns_time()
+            or not self.is_open(name)
+            or name not in kernel.sessions.offers
         ):
             return []
         return self._take_slots(name, count)
+
+    def is_open(self, queue: str) -> bool:
+        """Tell whether jobs may start directly if there are slots: none waits beyond memory."""
+        kernel = self._kernel
+        kernel.sessions.lapse(kernel.clock.monotonic_ms())
+        return (
+            not kernel.depths.estimated(queue)
+            and not kernel.residents.is_behind(kernel.queues.get(queue), kernel.clock.now_ms())
+            and kernel.owns_time()
+        )
 
     def with_start(self, submission: Submission, slots: Sequence[WorkerSession]) -> Submission:
         """Return the submission, saying who runs its first jobs."""
@@ -86,7 +93,7 @@ class DirectStart:
         """Go on with jobs that were written; a row that answers without a token is read again."""
         _, _, _, _, _, _, _, most, _, tasks, args, options, *_ = zip(*jobs, strict=True)
         tokens = [appended[3] for appended in answer]
-        rows: Sequence[Claimed | None] = tuples_of(
+        claimed = tuples_of(
             Claimed,
             range(len(tasks)),
             tokens,
@@ -99,8 +106,9 @@ class DirectStart:
             repeat(0),
             most,
         )
+        rows: Sequence[Claimed | None] = claimed
         if not all(tokens):
-            rows = [row if row[1] else None for row in rows if row]
+            rows = [row if row.fencing_token else None for row in claimed]
         self._dispatcher.granted(waiting_of(jobs), slots, rows, refused=True)
 
     def abandon(

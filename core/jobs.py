@@ -64,8 +64,9 @@ class Jobs:
             lambda request: len(request.specs),
             batch_max=settings.submit_batch_max,
             in_flight_max=settings.submits_in_flight_max,
+            kind=_slots_of,
         )
-        self._patience = Patience(kernel, self._commit)
+        self._patience = Patience(kernel, self._direct, self._commit)
 
     async def submit(self, specs: Sequence[JobSpec]) -> Sequence[Appended]:
         """Store all of them or none; return, in order, their ids, once they are durable.
@@ -84,8 +85,7 @@ class Jobs:
             raise InvalidRequest(
                 f"a batch has 1 to {BATCH_MAX} jobs", code="batch_size", pointer="/jobs"
             )
-        rows = self._commit.rows + self._patience.rows + len(specs)
-        if rows > kernel.settings.submit_backlog_max:
+        if self._commit.rows + len(specs) > kernel.settings.submit_backlog_max:
             raise Unavailable("too many submissions are waiting", code="overloaded")
         request = Request(specs, kernel.clock.now_ms())
         if self._patience.applies(specs):
@@ -93,7 +93,7 @@ class Jobs:
         return self._commit.submit(request)
 
     async def drain(self) -> None:
-        """Wait until everything submitted so far has been answered."""
+        """Wait until nothing waits for slots or for its commit."""
         await self._patience.drain()
         await self._commit.drain()
 
@@ -285,3 +285,10 @@ class Jobs:
             if not residents.withheld[job_id]:
                 del residents.withheld[job_id]
             kernel.rereads[job_id] = scheduled_at_of(job_id)
+
+
+def _slots_of(request: Request) -> str:
+    """Return the queue whose slots a request may take, judged by its first job, or nothing."""
+    first = request.specs[0]
+    plain = first.run_at_ms is None and first.delay_ms is None and first.idempotency_key is None
+    return first.queue if plain else ""

@@ -54,23 +54,21 @@ ENDED: Final = frozenset(state for state, events in TRANSITIONS.items() if not e
 
 def settle_outcomes(
     leases: Sequence[Lease], outcomes: Sequence[Outcome], now_ms: int, rng: random.Random
-) -> list[End]:
+) -> Sequence[End]:
     """Return what workers' outcomes make of their jobs; of plain successes a column at a time."""
     if outcomes.count(DONE) < len(leases):
         return [
             settle_outcome(lease, outcome, now_ms, rng)
             for lease, outcome in zip(leases, outcomes, strict=True)
         ]
-    return [
-        *tuples_of(
-            Success,
-            [lease.id for lease in leases],
-            [lease.job[1] for lease in leases],
-            [lease.fencing_token for lease in leases],
-            repeat(now_ms),
-            repeat(None),
-        )
-    ]
+    return tuples_of(
+        Success,
+        [lease.id for lease in leases],
+        [lease.job[1] for lease in leases],
+        [lease.fencing_token for lease in leases],
+        repeat(now_ms),
+        repeat(None),
+    )
 
 
 def settle_outcome(lease: Lease, outcome: Outcome, now_ms: int, rng: random.Random) -> End:

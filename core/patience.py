@@ -16,11 +16,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from .batch import GroupCommit
 from .columns import PlainJobs
+from .direct import DirectStart
 from .job import JobSpec
 from .kernel import Kernel
 from .resolver import Request
@@ -32,96 +32,114 @@ FAST_PER_SECOND = 2_000
 WAIT_MS_MAX = 100
 """With 40 ms, 48 instead of 13 of 100 jobs were claimed at 30,000 a second with 2,000 slots."""
 _LOOK_MS = 3
+_MANY = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting(Generic[R]):
+class _Waiting(NamedTuple, Generic[R]):
     request: Request
     future: asyncio.Future[R]
     until_ms: int
 
 
 class Patience(Generic[R]):
-    """Decides which submissions wait for slots, and hands them to `submit` when they get some."""
+    """Decides which submissions wait for slots, and hands them to `commit` when they get some."""
 
-    def __init__(self, kernel: Kernel, commit: GroupCommit[Request, R]) -> None:
+    def __init__(
+        self, kernel: Kernel, direct: DirectStart, commit: GroupCommit[Request, R]
+    ) -> None:
         self._kernel = kernel
+        self._direct = direct
         self._commit = commit
         self._lines: dict[str, deque[_Waiting[R]]] = {}
-        self._servers: set[asyncio.Task[None]] = set()
-        self.rows = 0
-        """Jobs that wait: they count towards the backlog."""
+        self._rows = 0
 
     def applies(self, specs: Sequence[JobSpec]) -> bool:
         """Tell whether a submission had better wait for slots, or others wait before it."""
-        name = specs[0].queue
-        now_ms = self._kernel.clock.monotonic_ms()
-        return (
-            self._kernel.dispatched.per_second(name, now_ms) >= FAST_PER_SECOND
-            and name in self._kernel.sessions.offers
-            and (name in self._lines or self._lacks(name, len(specs)))
-            and _is_direct(specs)
-        )
+        name, rows = specs[0].queue, len(specs)
+        # Who waits shall be in nobody's way: half of what may be under way is enough for it.
+        if self._rows + rows > self._kernel.settings.submit_backlog_max // 2:
+            return False
+        return (name in self._lines or self._is_short(name, rows)) and _is_plain(specs)
 
     def wait(self, request: Request) -> asyncio.Future[R]:
-        """Submit when the jobs could start, or take half of all slots; or in time."""
+        """Submit when the jobs could start, or take half of all slots, or when time is up."""
         name = request.specs[0].queue
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         until_ms = self._kernel.clock.monotonic_ms() + WAIT_MS_MAX
-        if name not in self._lines:
-            self._lines[name] = deque()
-            server = self._kernel.spawn(self._serve(name))
-            self._servers.add(server)
-            server.add_done_callback(self._servers.discard)
-        self._lines[name].append(_Waiting(request, future, until_ms))
-        self.rows += len(request.specs)
+        self._rows += len(request.specs)
+        waiting = _Waiting(request, future, until_ms)
+        if name in self._lines:
+            self._lines[name].append(waiting)
+        else:
+            self._lines[name] = deque([waiting])
+            self._kernel.spawn(self._serve(name))
         return future
 
     async def drain(self) -> None:
-        """Wait until nobody waits for slots any more."""
-        while self._servers:
-            await asyncio.wait(self._servers)
+        """Wait until all who stand in line now have their answers."""
+        futures = [waiting.future for line in self._lines.values() for waiting in line]
+        if futures:
+            await asyncio.wait(futures)
 
     async def _serve(self, name: str) -> None:
         line = self._lines[name]
-        while line:
-            await asyncio.sleep(_LOOK_MS / 1000)
-            now_ms = self._kernel.clock.monotonic_ms()
+        try:
             while line:
-                first = line[0]
-                rows = len(first.request.specs)
-                in_time = now_ms < first.until_ms and not self._kernel.draining
-                if in_time and self._lacks(name, rows):
-                    break
-                line.popleft()
-                self.rows -= rows
-                self._commit.submit(first.request, first.future)
-        del self._lines[name]
+                await asyncio.sleep(_LOOK_MS / 1000)
+                self._look(name, line)
+        finally:
+            del self._lines[name]
+            while line:
+                self._go(line.popleft())
 
-    def _lacks(self, name: str, rows: int) -> bool:
+    def _look(self, name: str, line: deque[_Waiting[R]]) -> None:
+        now_ms = self._kernel.clock.monotonic_ms()
+        free, room, half = self._slots(name)
+        while line:
+            rows = len(line[0].request.specs)
+            if now_ms < line[0].until_ms and free < min(rows, half) <= room:
+                return
+            free, room = free - rows, room - rows
+            self._go(line.popleft())
+
+    def _go(self, waiting: _Waiting[R]) -> None:
+        self._rows -= len(waiting.request.specs)
+        self._commit.submit(waiting.request, waiting.future)
+
+    def _is_short(self, name: str, rows: int) -> bool:
+        now_ms = self._kernel.clock.monotonic_ms()
+        if self._kernel.dispatched.per_second(name, now_ms) < FAST_PER_SECOND:
+            return False
+        free, room, half = self._slots(name)
+        return free < min(rows, half) <= room
+
+    def _slots(self, name: str) -> tuple[int, int, int]:
+        """Return the free slots and the room below the queue's limits, without what others will
+        take before; and half of all slots, for which everybody goes.
+
+        Workers that are busy to the last slot don't poll and offer nothing, but will again soon.
+        """
         kernel = self._kernel
-        free, declared = -self._commit.waiting_rows - kernel.residents.ready.depth(name), 0
-        for session in kernel.sessions.offers.get(name, {}).values():
-            free += session.free(name)
-            if free >= rows:
-                return False
-            declared += session.queues.get(name, 0)
-        wanted = min(rows, declared // 2)
-        return free < wanted and kernel.room(kernel.queues.get(name), wanted) >= wanted
+        if not self._direct.is_open(name):
+            return 0, 0, 0
+        sessions = kernel.sessions.offers.get(name, {}).values()
+        free = sum(session.free(name) for session in sessions)
+        half = -(-sum(session.queues.get(name, 0) for session in sessions) // 2)
+        ahead = self._commit.waiting[name] + kernel.residents.ready.depth(name)
+        return free - ahead, kernel.room(kernel.queues.get(name), _MANY) - ahead, half or _MANY
 
 
-def _is_direct(specs: Sequence[JobSpec]) -> bool:
-    """Tell whether all jobs are due now, and say nothing that keeps them from a direct start."""
+def _is_plain(specs: Sequence[JobSpec]) -> bool:
+    """Tell whether all are for now and one queue, and say nothing that lets them overtake."""
     if isinstance(specs, PlainJobs):
-        _, _, queues, *times = specs.columns
-        return len(set(queues)) == 1 and not any(map(any, times))
+        return len(set(specs.queues)) == 1 and specs.are_for_now()
     queue = specs[0].queue
     return all(
         spec.queue == queue
         and spec.priority is None
         and spec.idempotency_key is None
         and spec.run_at_ms is None
-        and not spec.delay_ms
+        and spec.delay_ms is None
         and spec.start_deadline_ms is None
         for spec in specs
     )

@@ -228,16 +228,21 @@ def _kinds(requests: Sequence[Request]) -> list[tuple[bool, list[int]]]:
     kinds: dict[tuple[bool, object], list[int]] = {}
     for place, request in enumerate(requests):
         first = request.specs[0]
-        usual = request.resolved is None and first[5:] == _USUAL
+        usual = request.resolved is None and first[5:] == _USUAL and _is_of_one_queue(request)
         kind: object = (first[2], first[3:5] == _NOW) if usual else place
         kinds.setdefault((usual, kind), []).append(place)
     return [(usual, places) for (usual, _), places in kinds.items()]
 
 
+def _is_of_one_queue(request: Request) -> bool:
+    """Tell whether it is, as far as it is known without a look at each spec."""
+    return not isinstance(request.specs, PlainJobs) or len(set(request.specs.queues)) == 1
+
+
 def _plain(requests: Sequence[Request]) -> Sequence[Sequence[Any]] | None:
     """Return the first five columns of all specs; None: some say more."""
     batches = [request.specs for request in requests]
-    plain = [batch.columns for batch in batches if isinstance(batch, PlainJobs)]
+    plain = [batch.columns() for batch in batches if isinstance(batch, PlainJobs)]
     if len(plain) == len(batches):
         return [list(chain.from_iterable(parts)) for parts in zip(*plain, strict=True)]
     specs = list(chain.from_iterable(batches))

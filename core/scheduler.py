@@ -134,9 +134,9 @@ class Scheduler:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_ms / 1000):
                 await self._dispatcher.claims_done()
+                await self.jobs.drain()
                 self._dispatcher.release_held()
                 await self._kernel.finish()
-                await self.jobs.drain()
                 await self._settler.commit.drain()
         for part in self._parts:
             part.cancel()

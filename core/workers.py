@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .dispatcher import Dispatcher
-from .errors import InvalidRequest, Unavailable
+from .errors import InvalidRequest, Unavailable, UnknownWorker
 from .ids import check
 from .job import Job, State
 from .kernel import Kernel
@@ -168,38 +168,19 @@ class Workers:
         self, session: WorkerSession, items: Sequence[ReportItem]
     ) -> builtins.list[tuple[str, Status]]:
         kernel = self._kernel
-        mine = session.leases.get
-        looked: builtins.list[Lease | Status] = []
-        for item in items:
-            known = mine(item[0])
-            usual = known is not None and known.fencing_token == item[1] and known.settling is None
-            looked.append(known if known and usual else await self._look(session, item))
-        for _ in range(LOOKS_MAX):
-            # Another report may be settling some, or begin to while a row is read: only its end is
-            # an answer.
-            busy = [
-                place
-                for place, lease in enumerate(looked)
-                if not isinstance(lease, str) and lease.settling is not None
-            ]
-            if not busy:
-                break
-            for place in busy:
-                looked[place] = await self._look(session, items[place])
-        else:
-            raise Unavailable("a job is being settled over and over: report it again")
+        looked = await self._look_at_all(session, items)
         # From here on nothing is awaited until all are marked: nobody settles them beside us.
         results: builtins.list[tuple[str, Status]] = [
-            (item[0], lease if isinstance(lease, str) else "ok")
-            for item, lease in zip(items, looked, strict=True)
+            (item.job_id, found if isinstance(found, str) else "ok")
+            for item, found in zip(items, looked, strict=True)
         ]
         places: dict[Lease, int] = {}
-        for place, lease in enumerate(looked):
-            if not isinstance(lease, str) and places.setdefault(lease, place) != place:
+        for place, found in enumerate(looked):
+            if not isinstance(found, str) and places.setdefault(found, place) != place:
                 results[place] = (items[place].job_id, "duplicate")
         leases = [*places]
         if leases:
-            outcomes = [items[place][2] for place in places.values()]
+            outcomes = [items[place].outcome for place in places.values()]
             ends = settle_outcomes(leases, outcomes, kernel.clock.now_ms(), kernel.rng)
             # Shielded: what a caller that hangs up has reported is settled all the same.
             try:
@@ -217,6 +198,41 @@ class Workers:
         if stale:
             kernel.metrics.stale(stale)
         return results
+
+    async def _look_at_all(
+        self, session: WorkerSession, items: Sequence[ReportItem]
+    ) -> builtins.list[Lease | Status]:
+        """Return what `_look` says of each item; no lease of it is being settled."""
+        mine = session.leases.get
+        looked: builtins.list[Lease | Status] = []
+        waited = False
+        for item in items:
+            lease = mine(item.job_id)
+            if (
+                lease is not None
+                and lease.fencing_token == item.fencing_token
+                and lease.settling is None
+            ):
+                looked.append(lease)
+            else:
+                waited = True
+                looked.append(await self._look(session, item))
+        if not waited:
+            return looked
+        for _ in range(LOOKS_MAX):
+            # Another report may be settling some, or begin to while a row is read, or have ended
+            # them by now: only their end is an answer.
+            busy = [place for place, found in enumerate(looked) if self._is_busy(found)]
+            if not busy:
+                return looked
+            for place in busy:
+                looked[place] = await self._look(session, items[place])
+        raise Unavailable("a job is being settled over and over: report it again")
+
+    def _is_busy(self, found: Lease | Status) -> bool:
+        if isinstance(found, str):
+            return False
+        return found.settling is not None or self._kernel.leases.get(found.id) is not found
 
     async def _look(self, session: WorkerSession, item: ReportItem) -> Lease | Status:
         """Return the lease that an item speaks of, or at once what to answer."""
@@ -251,6 +267,8 @@ class Workers:
         if lease.fencing_token != token:
             return _STALE
         if lease.worker_id == "" and lease.queue in session.queues:
+            if self._kernel.sessions.find(session.worker_id) is not session:
+                raise UnknownWorker("no such worker: register again")  # forgotten meanwhile
             lease.worker_id = session.worker_id
             session.leases[lease.id] = lease
             if lease.cancel_requested:

@@ -1,7 +1,8 @@
 """How long the event loop is held up, and how late it is therefore for everything.
 
 A timer looks every `EVERY_SECONDS`; what it comes late is the stall it met, whether it was our own
-callback that ran long, or the machine that gave the process no core.
+callback that ran long, or the machine that gave the process no core. It meets the end of a stall, and
+one shorter than the pause between two looks only now and then; so the counts stand for time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tickwheel itself, as a peer among the others: over HTTP, with a remote worker process."""
+"""Tickwheel itself, as a peer among the others: over HTTP, with remote worker processes."""
 
 from __future__ import annotations
 

@@ -14,13 +14,12 @@ from unit.rig import (
     books_balance,
     scheduler_on,
     state_of,
-    states,
     submit,
     until,
 )
 from unit.rig_direct import Watched, offering
 
-from tickwheel.core import JobSpec, Queue, Scheduler, Unavailable
+from tickwheel.core import JobSpec, Queue, Scheduler
 from tickwheel.core.job import State
 from tickwheel.core.patience import FAST_PER_SECOND, WAIT_MS_MAX
 from tickwheel.core.testing import START_MS, VirtualClock, run
@@ -171,7 +170,10 @@ def test_a_submission_of_a_slow_queue_is_written_at_once_though_no_slot_is_free(
             [job_id] = await submit(hand.scheduler)
             assert clock.monotonic_ms() == since_ms
             assert store.waiting == [job_id]
+            ready = hand.scheduler._kernel.residents.ready
+            await until(lambda: ready.depth("default") == 1)
             make_fast(hand.scheduler)
+            since_ms = clock.monotonic_ms()
             await submit(hand.scheduler)
             assert clock.monotonic_ms() > since_ms
 
@@ -308,17 +310,32 @@ def test_all_that_was_submitted_is_answered_when_the_jobs_are_drained() -> None:
     run(scenario)
 
 
-def test_nothing_waits_for_slots_that_nobody_offers_any_more() -> None:
+def test_workers_that_are_too_busy_to_offer_anything_are_waited_for() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = Watched(clock)
         async with overload(store, clock) as hand:
-            ids = await submit(hand.scheduler)
-            await until(lambda: not hand.scheduler._kernel.sessions.offers)
-            make_fast(hand.scheduler)
+            sessions = hand.scheduler._kernel.sessions
+            await asyncio.sleep(0.060)
+            sessions.lapse(clock.monotonic_ms())
+            assert not sessions.offers
+            waiting = submitting(hand)
+            await asyncio.sleep(0.010)
+            assert not waiting.done()
+            polling = await come_free(hand, 1)
+            assert [lease.id for lease in await polling] == await waiting
+            assert store.calls["claim"] == 0
+
+    run(scenario)
+
+
+def test_nothing_waits_for_slots_while_older_jobs_wait_beyond_memory() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            hand.scheduler._kernel.depths.add("default", 1)
             since_ms = clock.monotonic_ms()
-            ids += await submit(hand.scheduler)
+            assert store.waiting == await submit(hand.scheduler)
             assert clock.monotonic_ms() == since_ms
-            assert store.waiting == ids
 
     run(scenario)
 
@@ -341,19 +358,23 @@ def test_a_submission_larger_than_half_of_all_slots_goes_when_half_are_free() ->
     run(scenario)
 
 
-def test_those_that_wait_for_slots_count_towards_the_backlog() -> None:
+def test_no_more_wait_than_half_of_what_may_be_under_way_so_nobody_is_refused() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = Watched(clock)
         async with overload(store, clock, submit_backlog_max=SLOTS) as hand:
-            waiting = submitting(hand, SLOTS - 2)
+            waiting = submitting(hand, SLOTS // 2)
             await turns()
-            for queue in ("default", "third"):
-                with pytest.raises(Unavailable) as caught:
-                    hand.scheduler.jobs.put([JobSpec("t", queue=queue)] * 3)
-                assert caught.value.code == "overloaded"
-            two = submitting(hand, 2)
-            assert len(await waiting) + len(await two) == SLOTS
-            assert await states(hand.scheduler) == {State.RUNNING: SLOTS, State.SCHEDULED: SLOTS}
-            await submit(hand.scheduler, SLOTS)
+            at_once = [submitting(hand), submitting(hand, SLOTS, queue="third")]
+            await turns()
+            assert [each.done() for each in at_once] == [True, True]
+            assert not waiting.done()
+            await waiting
+            ready = hand.scheduler._kernel.residents.ready
+            await until(lambda: ready.depth("default") == 1 + SLOTS // 2)
+            make_fast(hand.scheduler)
+            again = submitting(hand, SLOTS // 2)
+            await turns()
+            assert not again.done()
+            await again
 
     run(scenario)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from unit.rig import Hand, scheduler_on, submit, until
+from unit.rig import HOUR, Hand, scheduler_on, submit, until
 from unit.rig_direct import Watched
 from unit.test_patience import (
     LOOK_MS,
@@ -22,6 +23,7 @@ from unit.test_patience import (
 from tickwheel.core import JobSpec
 from tickwheel.core.columns import PlainJobs
 from tickwheel.core.patience import WAIT_MS_MAX
+from tickwheel.core.rates import Rates
 from tickwheel.core.testing import VirtualClock, run
 
 
@@ -117,7 +119,8 @@ def test_a_batch_that_cannot_start_directly_is_written_at_once(last: dict[str, A
 @pytest.mark.parametrize(
     ("queues", "run_ats", "delays", "waits"),
     [
-        (["default"] * 2, [None, None], [None, 0], True),
+        (["default"] * 2, [None, None], [None, None], True),
+        (["default"] * 2, [None, None], [None, 0], False),
         (["default", "third"], [None, None], [None, None], False),
         (["default"] * 2, [None, 1], [None, None], False),
         (["default"] * 2, [None, None], [None, 1], False),
@@ -165,7 +168,7 @@ def test_those_that_wait_and_those_that_do_not_share_the_appends_in_flight() -> 
             await asyncio.sleep(0.030)
             every += [submitting(hand, 1_000, queue="third") for _ in range(3)]
             await asyncio.gather(*every)
-            assert store.most <= hand.scheduler.settings.submits_in_flight_max
+            assert 1 < store.most <= hand.scheduler.settings.submits_in_flight_max
 
     run(scenario)
 
@@ -205,3 +208,69 @@ def test_of_many_that_wait_no_more_are_written_than_there_are_slots_for() -> Non
             await asyncio.gather(*many)
 
     run(scenario)
+
+
+def test_rows_of_another_queue_that_wait_for_their_commit_take_no_slots() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock, submits_in_flight_max=1) as hand:
+            polling = await come_free(hand, 2)
+            others = [submitting(hand, 1_000, queue="third") for _ in range(4)]
+            later = submitting(hand, 1_000, delay_ms=HOUR)
+            mine = submitting(hand)
+            await asyncio.gather(mine, later, *others)
+            assert clock.monotonic_ms() < WAIT_MS_MAX
+            assert [lease.id for lease in await polling] == await mine
+
+    run(scenario)
+
+
+def test_while_some_wait_newcomers_join_them_though_the_queue_is_no_longer_fast() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            waiting = submitting(hand, 2)
+            await turns()
+            hand.scheduler._kernel.dispatched = Rates()
+            polling = await come_free(hand, 1)
+            newcomer = submitting(hand)
+            await turns()
+            assert not newcomer.done()
+            await asyncio.gather(waiting, newcomer)
+            assert store.started[SLOTS:] == (await waiting)[:1]
+            await polling
+
+    run(scenario)
+
+
+def test_a_caller_that_is_gone_has_its_jobs_written_all_the_same() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            waiting, other = submitting(hand, 2), submitting(hand)
+            await turns()
+            waiting.cancel()
+            await other
+            assert len(store.waiting) == 3
+
+    run(scenario)
+
+
+def test_a_defect_in_the_line_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            waiting = [submitting(hand), submitting(hand)]
+            await turns()
+            direct = hand.scheduler.jobs._direct
+            with patch.object(direct, "is_open", side_effect=RuntimeError("a defect")):
+                await asyncio.sleep(LOOK_MS / 1000)
+            await asyncio.gather(*waiting)
+            assert clock.monotonic_ms() < WAIT_MS_MAX
+            again = submitting(hand)
+            await turns()
+            assert not again.done()
+            await again
+
+    run(scenario)
+    assert "a defect" in caplog.text

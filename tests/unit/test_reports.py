@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
 from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_of, submit
 
 from tickwheel.core import Unavailable
+from tickwheel.core.errors import UnknownWorker
 from tickwheel.core.ids import mint
 from tickwheel.core.job import State
 from tickwheel.core.lifecycle import settle_lost
@@ -131,6 +133,53 @@ def test_a_lease_that_another_report_settles_while_a_row_is_read_is_settled_once
             assert (await alone).results == [(lease.id, "ok")]
             assert [status for _, status in (await both).results] == ["duplicate", "stale"]
             books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_lease_that_another_report_has_settled_while_a_row_was_read_is_a_duplicate() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [lease] = await hand.poll()
+            known = ReportItem(lease.id, lease.fencing_token, Outcome("succeeded"))
+            stranger = ReportItem(mint(clock.now_ms(), 1, random.Random(1)), 1, known.outcome)
+            store.late["get"] = asyncio.Event()
+            both = asyncio.ensure_future(
+                scheduler.workers.report(hand.worker_id, Report([known, stranger]))
+            )
+            await asyncio.sleep(0.01)
+            assert (await hand.report(lease)).results == [(lease.id, "ok")]
+            store.late["get"].set()
+            assert [status for _, status in (await both).results] == ["duplicate", "stale"]
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_session_that_is_forgotten_while_its_report_waits_adopts_nothing() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [lease] = await hand.poll()
+            store.delay_ms, store.down = 10, True
+            first = asyncio.ensure_future(hand.report(lease))
+            await asyncio.sleep(0.001)
+            second = asyncio.ensure_future(hand.report(lease))
+            await asyncio.sleep(0.001)
+            scheduler._dispatcher.dismiss(scheduler.workers.list()[0])
+            with pytest.raises(Unavailable):
+                await first
+            with pytest.raises(UnknownWorker):
+                await second
+            assert lease.worker_id == ""
+            store.down = False
+            again = await Hand(scheduler).join()
+            assert (await again.report(lease)).results == [(lease.id, "ok")]
 
     run(scenario)
 
