@@ -359,6 +359,7 @@ async def test_a_server_that_ends_before_its_scheduler_answers_what_is_under_way
         await until(lambda: len(lane.taken) == 2)
         ending = asyncio.ensure_future(runner.cleanup())
         await until(lambda: served[app._LANE].closed)
+        assert served[app._LANE].take("", task("b")) is None
         store.gate.set()
         await ending
         assert (await one.answer()).body["task"] == "a"

@@ -27,6 +27,21 @@ from tickwheel.core.rates import Rates
 from tickwheel.core.testing import VirtualClock, run
 
 
+class Slow(Watched):
+    """Every append takes a while; `most` of them were under way at once."""
+
+    now = most = 0
+
+    async def append(self, submissions: Any, now_ms: int) -> Any:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.1)
+        try:
+            return await super().append(submissions, now_ms)
+        finally:
+            self.now -= 1
+
+
 async def timed(clock: VirtualClock, submitted: Any) -> int:
     since_ms = clock.monotonic_ms()
     await submitted
@@ -149,20 +164,8 @@ def test_a_job_with_a_start_deadline_is_written_at_once() -> None:
 
 
 def test_those_that_wait_and_those_that_do_not_share_the_appends_in_flight() -> None:
-    class Counted(Watched):
-        now = most = 0
-
-        async def append(self, submissions: Any, now_ms: int) -> Any:
-            self.now += 1
-            self.most = max(self.most, self.now)
-            await asyncio.sleep(0.1)
-            try:
-                return await super().append(submissions, now_ms)
-            finally:
-                self.now -= 1
-
     async def scenario(clock: VirtualClock) -> None:
-        store = Counted(clock)
+        store = Slow(clock)
         async with overload(store, clock) as hand:
             every = [submitting(hand, 1_000) for _ in range(3)]
             await asyncio.sleep(0.030)
@@ -210,17 +213,24 @@ def test_of_many_that_wait_no_more_are_written_than_there_are_slots_for() -> Non
     run(scenario)
 
 
-def test_rows_of_another_queue_that_wait_for_their_commit_take_no_slots() -> None:
+def test_rows_that_wait_for_their_commit_count_only_where_they_may_take_slots() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
+        store = Slow(clock)
         async with overload(store, clock, submits_in_flight_max=1) as hand:
             polling = await come_free(hand, 2)
+            waiting = hand.scheduler.jobs._patience._lines
             others = [submitting(hand, 1_000, queue="third") for _ in range(4)]
-            later = submitting(hand, 1_000, delay_ms=HOUR)
-            mine = submitting(hand)
-            await asyncio.gather(mine, later, *others)
-            assert clock.monotonic_ms() < WAIT_MS_MAX
-            assert [lease.id for lease in await polling] == await mine
+            others += [submitting(hand, 1_000, delay_ms=HOUR) for _ in range(2)]
+            await turns()
+            first, second = submitting(hand), submitting(hand)
+            await turns()
+            assert not waiting
+            third = submitting(hand)
+            await turns()
+            assert [len(line) for line in waiting.values()] == [1]
+            mine = [*await first, *await second]
+            assert [lease.id for lease in await polling] == mine
+            await asyncio.gather(third, *others)
 
     run(scenario)
 
