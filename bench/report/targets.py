@@ -12,7 +12,7 @@ from .tables import NOTHING, Spread, cell, markdown, number, spread
 
 BATCHED, SINGLE, LONG = "B batch", "B single", "10min"
 UNIFORM, DEEP = "C 10k 0", "C 10k 10M"
-DRAIN, INSTANT, RESTART = "A 200k", "D 100k", "F 10M"
+DRAIN, INSTANT, RESTART, OVERLOAD = "A 200k", "D 100k", "F 10M", "B batch 60k"
 """The names of the phases that answer, or their beginnings and ends."""
 
 
@@ -155,13 +155,14 @@ def headline(results: Results) -> str:
     asked = (
         ("jobs a second held, submitted in batches", batch, "done_per_second"),
         ("jobs a second held, one per POST", single, "done_per_second"),
+        ("jobs a second done while 60,000 are offered", OVERLOAD, "done_per_second"),
         ("jobs a second, 200,000 waiting drained", DRAIN, "done_per_second"),
         ("fire lag p99, ms, at 10,000/s with 10 M waiting", DEEP, "late_p99_ms"),
         ("CPU per job at that batch rate, all processes, µs", batch, "cpu_all_us"),
         ("100,000 jobs due at one instant: seconds to run them all", INSTANT, "drained_seconds"),
         ("restart to first fire with 10 M waiting, s", RESTART, "first_fire_seconds"),
         (
-            "memory of the scheduler, 10 M waiting, 550 k in the wheel, MB",
+            "memory of the scheduler, 10 M waiting, 500 k in the wheel, MB",
             RESTART,
             "scheduler_mb_max",
         ),

@@ -185,7 +185,9 @@ class Rows:
         if now.state is State.DEAD and job.id not in self._tables.letters:
             self._trace.violate("I8", f"{job.id} is dead without a letter")
         counters = (was.failures, was.lost_leases, was.releases)
-        unsent = now.state is State.SCHEDULED and counters == (
+        # A cancel may overtake the giving back of a job that was claimed and not sent.
+        overtaken = now.state is State.CANCELLED and now.attempt < was.attempt
+        unsent = (overtaken or now.state is State.SCHEDULED) and counters == (
             now.failures,
             now.lost_leases,
             now.releases,

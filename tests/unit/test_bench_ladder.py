@@ -43,7 +43,14 @@ def test_the_full_ladder_has_the_whole_grid_of_rates_and_waiting_jobs() -> None:
 
 def test_the_report_looks_for_phases_that_are_run() -> None:
     looked_for = {
-        *(targets.UNIFORM, targets.DEEP, targets.DRAIN, targets.INSTANT, targets.RESTART),
+        *(
+            targets.UNIFORM,
+            targets.DEEP,
+            targets.DRAIN,
+            targets.INSTANT,
+            targets.RESTART,
+            targets.OVERLOAD,
+        ),
         *(ceiling.phase for ceiling in (ceilings.STORE, ceilings.ONE, ceilings.HUNDRED)),
     }
     assert looked_for <= set(names(ladder.LADDER))
