@@ -20,16 +20,7 @@ from typing import TypeGuard
 from .columns import tuples_of
 from .dispatcher import Dispatcher
 from .errors import OutcomeUnknown, Unavailable
-from .job import (
-    Appended,
-    Claimed,
-    Job,
-    NewJob,
-    Start,
-    State,
-    Submission,
-    waiting_of,
-)
+from .job import Appended, Claimed, Job, NewJob, Start, State, Submission, waiting_of
 from .kernel import Kernel
 from .sessions import WorkerSession
 from .settler import Settler

@@ -326,7 +326,10 @@ _NEW_JOB = (
 
 
 def new_job_resource(job: NewJob) -> bytes:
-    """Return `job_resource` of a job just submitted, encoded; 1.1 instead of the 6.4 µs by way of a `Job`."""
+    """Return `job_resource` of a job just submitted, encoded.
+
+    1.1 instead of the 6.4 µs that it takes by way of a `Job`.
+    """
     run_at = wire.stamp(job.run_at_ms).encode()
     return _NEW_JOB % (
         job.id.encode(),

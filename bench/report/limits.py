@@ -25,7 +25,7 @@ LIMITS: dict[str, str] = {
     "100,000 due at one instant, drained": "the claims: one UPDATE per 2,000 jobs, two at a time",
     "restart to first fire, 10 M waiting": "starting Python and its imports (0.5 s), connecting, taking the "
     "shards, the first load",
-    "memory, 10 M waiting, 500 k in the wheel": "370 bytes for each job in memory",
+    "memory, 10 M waiting, 500 k in the wheel": "about 375 bytes for each job in memory",
     "WAL per job, due within the hour": "three row versions: written, claimed, settled",
     "longest loop stall, p99.9": "a flush of up to 2,000 rows is made in one piece",
 }

@@ -188,10 +188,13 @@ def test_a_submission_of_a_slow_queue_is_written_at_once_though_no_slot_is_free(
         {"run_at_ms": START_MS + HOUR},
         {"delay_ms": 1},
         {"delay_ms": HOUR},
+        {"start_deadline_ms": 1_000},
     ],
-    ids=["key", "now", "time", "moment", "delay"],
+    ids=["key", "now", "time", "moment", "delay", "deadline"],
 )
-def test_a_job_that_would_not_start_directly_is_written_at_once(spec: dict[str, Any]) -> None:
+def test_a_job_that_says_a_key_or_a_time_or_a_deadline_is_written_at_once(
+    spec: dict[str, Any],
+) -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = Watched(clock)
         async with overload(store, clock) as hand:

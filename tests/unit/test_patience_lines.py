@@ -122,7 +122,7 @@ def test_a_refused_row_does_not_make_the_others_wait_again() -> None:
     [{"idempotency_key": "k"}, {"delay_ms": 1}, {"queue": "third"}, {"priority": 0}],
     ids=["key", "delay", "queue", "priority"],
 )
-def test_a_batch_that_cannot_start_directly_is_written_at_once(last: dict[str, Any]) -> None:
+def test_a_batch_of_which_one_job_says_more_is_written_at_once(last: dict[str, Any]) -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with overload(Watched(clock), clock) as hand:
             specs = [JobSpec("t"), JobSpec("t", **last)]
@@ -151,14 +151,6 @@ def test_a_batch_by_column_waits_as_its_specs_would(
             async with overload(Watched(clock), clock) as hand:
                 waited_ms = await timed(clock, hand.scheduler.jobs.submit(given))
                 assert (waited_ms > 0) == waits
-
-    run(scenario)
-
-
-def test_a_job_with_a_start_deadline_is_written_at_once() -> None:
-    async def scenario(clock: VirtualClock) -> None:
-        async with overload(Watched(clock), clock) as hand:
-            assert await timed(clock, submit(hand.scheduler, start_deadline_ms=1_000)) == 0
 
     run(scenario)
 

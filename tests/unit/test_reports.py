@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_of, submit
@@ -13,7 +14,7 @@ from tickwheel.core.errors import UnknownWorker
 from tickwheel.core.ids import mint
 from tickwheel.core.job import State
 from tickwheel.core.lifecycle import settle_lost
-from tickwheel.core.protocol import Outcome, Report, ReportItem
+from tickwheel.core.protocol import Outcome, Report, ReportAnswer, ReportItem
 from tickwheel.core.testing import VirtualClock, run
 
 
@@ -110,6 +111,20 @@ def test_each_item_of_a_report_gets_its_own_answer_in_its_own_place() -> None:
     run(scenario)
 
 
+async def reading_a_row(hand: Hand, store: Any, lease: Any) -> asyncio.Task[ReportAnswer]:
+    """Report the end of a job and of one that nobody knows, whose row is being read; not answered.
+
+    It goes on when the event `store.late["get"]` is set.
+    """
+    known = ReportItem(lease.id, lease.fencing_token, Outcome("succeeded"))
+    stranger = ReportItem(mint(lease.run_at_ms, 1, random.Random(1)), 1, known.outcome)
+    store.late["get"] = asyncio.Event()
+    report = hand.scheduler.workers.report(hand.worker_id, Report([known, stranger]))
+    both = asyncio.ensure_future(report)
+    await asyncio.sleep(0.01)
+    return both
+
+
 def test_a_lease_that_another_report_settles_while_a_row_is_read_is_settled_once() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
@@ -117,14 +132,8 @@ def test_a_lease_that_another_report_settles_while_a_row_is_read_is_settled_once
             hand = await Hand(scheduler).join()
             await submit(scheduler)
             [lease] = await hand.poll()
-            known = ReportItem(lease.id, lease.fencing_token, Outcome("succeeded"))
-            stranger = ReportItem(mint(clock.now_ms(), 1, random.Random(1)), 1, known.outcome)
-            store.late["get"] = asyncio.Event()
             store.late["settle"] = asyncio.Event()
-            both = asyncio.ensure_future(
-                scheduler.workers.report(hand.worker_id, Report([known, stranger]))
-            )
-            await asyncio.sleep(0.01)
+            both = await reading_a_row(hand, store, lease)
             alone = asyncio.ensure_future(hand.report(lease))
             await asyncio.sleep(0.01)
             store.late["get"].set()
@@ -144,13 +153,7 @@ def test_a_lease_that_another_report_has_settled_while_a_row_was_read_is_a_dupli
             hand = await Hand(scheduler).join()
             await submit(scheduler)
             [lease] = await hand.poll()
-            known = ReportItem(lease.id, lease.fencing_token, Outcome("succeeded"))
-            stranger = ReportItem(mint(clock.now_ms(), 1, random.Random(1)), 1, known.outcome)
-            store.late["get"] = asyncio.Event()
-            both = asyncio.ensure_future(
-                scheduler.workers.report(hand.worker_id, Report([known, stranger]))
-            )
-            await asyncio.sleep(0.01)
+            both = await reading_a_row(hand, store, lease)
             assert (await hand.report(lease)).results == [(lease.id, "ok")]
             store.late["get"].set()
             assert [status for _, status in (await both).results] == ["duplicate", "stale"]
