@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 
 from tickwheel.storage import PostgresStore
 
-_SCHEMAS = count()
-
 
 def new_schema() -> str:
-    return f"postgres_test_{next(_SCHEMAS)}"
+    """Return a name that no other test has, even where this module is loaded twice."""
+    return f"postgres_test_{uuid4().hex}"
 
 
 @contextmanager

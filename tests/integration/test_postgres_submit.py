@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from integration.postgres_kit import new_schema, query
-
 from tickwheel.core import JobSpec, Scheduler
 from tickwheel.core.errors import InvalidRequest
 from tickwheel.core.job import Appended
 from tickwheel.storage import PostgresStore
+
+from .postgres_kit import new_schema, query
 
 KEYED = JobSpec("keyed", idempotency_key="one", body_hash=b"1" * 32)
 
