@@ -2,8 +2,10 @@
 
 Once a second it reads again, below each lane's cursor, what fell due since the last time, with an
 overlap as long as a transaction may take; every ten minutes, and at the start, all that is overdue.
-So a job that wheel, load or hint missed is found within a bound. It also reads again, by id, the
-rows that contradicted memory, and adopts running rows whose lease nobody holds.
+So a job that wheel, load or hint missed is found within a bound. A lane where much waits is read a
+page at a time, with a rest after each: reading a backlog of 200,000 again and again took as much of
+Postgres as draining it. It also reads again, by id, the rows that contradicted memory, and adopts
+running rows whose lease nobody holds.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from .kernel import Kernel
 from .lifecycle import ENDED
 from .residents import ID_LAST
 
-_PAGES_MAX = 10
+_ROWS_PER_MS = 2
+"""What a lane's sweep may read: after more, it rests."""
 _LANES_MAX = 300
 """Lanes swept in one pass: with more, each has its turn every so many seconds."""
 _REREADS_MAX = 1_000
@@ -31,6 +34,7 @@ class Sweeper:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._swept: dict[str, Cursor] = {}
+        self._rested_ms: dict[str, int] = {}
         self._full_at_ms = 0
         self._count_at_ms = 0
         self._turn = 0
@@ -96,22 +100,23 @@ class Sweeper:
         after = self._swept.get(name, CURSOR_START)
         if name in self._swept and until_ms < now_ms - kernel.settings.sweep_overlap_ms:
             return  # the lane is behind: what is new in it lies above its cursor
+        started_ms = kernel.clock.monotonic_ms()
         shards = sorted(kernel.residents.shards)
-        for _ in range(_PAGES_MAX if shards else 0):
-            started_ms = kernel.clock.monotonic_ms()
-            page = kernel.settings.load_page
-            rows = await kernel.store.load(name, shards, after, until_ms, page)
-            kernel.metrics.batch("sweep", len(rows), kernel.clock.monotonic_ms() - started_ms)
-            cursor = lane.cursor
-            news = kernel.residents.admit_all(job for job in rows if (job[2], job[0]) <= cursor)
-            if news:
-                kernel.metrics.found_by_sweep(news)
-                kernel.alarm.ring()
-            if len(rows) < page:
-                after = (until_ms - kernel.settings.sweep_overlap_ms, ID_LAST)
-                break
-            after = (rows[-1][2], rows[-1][0])
-        self._swept[name] = after
+        if not shards or started_ms < self._rested_ms.get(name, 0):
+            return
+        page = kernel.settings.load_page
+        rows = await kernel.store.load(name, shards, after, until_ms, page)
+        kernel.metrics.batch("sweep", len(rows), kernel.clock.monotonic_ms() - started_ms)
+        self._rested_ms[name] = started_ms + len(rows) // _ROWS_PER_MS
+        if len(rows) < page:
+            self._swept[name] = (until_ms - kernel.settings.sweep_overlap_ms, ID_LAST)
+        else:
+            self._swept[name] = (rows[-1][2], rows[-1][0])
+        cursor = lane.cursor
+        news = kernel.residents.admit_all(job for job in rows if (job[2], job[0]) <= cursor)
+        if news:
+            kernel.metrics.found_by_sweep(news)
+            kernel.alarm.ring()
 
     async def _recover(self, name: str) -> None:
         kernel = self._kernel

@@ -3,8 +3,9 @@
 Each live partition is asked by itself, by name, and the answers are merged: a job may sit in the
 partition of any day from which it was retried. Within a partition the index yields each shard in
 order; a LATERAL asks each for a share of the page rather than the whole of it (64 shards would read
-64 pages to return one). Where a shard's share came back full, what lies beyond its last row is not
-complete: the page is cut there and read on, with a doubled share.
+64 pages to return one). A share that came back full and ends within the page may hide rows of its
+shard that belong there: those shards alone are read on, each from where it is, with doubled shares.
+Jobs that were submitted together share a shard, so this is the usual case, not the rare one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from itertools import islice
+from math import ceil, inf, sqrt
+from operator import itemgetter
 from typing import Final
 
 from tickwheel.core.ids import scheduled_at_of
@@ -23,7 +26,9 @@ from .pg_base import JOB_WIDTH, PgBase, job_of
 SHARE_MIN: Final = 32
 MOVES_MAX: Final = 5
 """How often in a row a job may be moved away under our hands before we take it for gone."""
-_RUN_AT, _ID, _NTH = 0, 1, 2
+_RUN_AT, _ID, _NTH, _SHARD, _IS_RUNNING = range(5)
+_KEY = itemgetter(_RUN_AT, _ID)
+_NEVER = (inf, None)
 
 
 class PgLoad(PgBase):
@@ -45,7 +50,7 @@ class PgLoad(PgBase):
                 schedule_id,
                 shard,
             )
-            for run_at, id_, _, scheduled_at, token, expires_at, schedule_id, shard in rows
+            for run_at, id_, _, shard, scheduled_at, token, expires_at, schedule_id in rows
         ]
 
     async def running(
@@ -54,7 +59,7 @@ class PgLoad(PgBase):
         """Return the lane's `running` rows among the next `limit` unfinished ones."""
         rows = await self._page("unfinished", lane, shards, after, until_ms, limit)
         more = (rows[-1][_RUN_AT], str(rows[-1][_ID])) if len(rows) == limit else None
-        return [_running(lane, row) for row in rows if row[3]], more
+        return [_running(lane, row) for row in rows if row[_IS_RUNNING]], more
 
     async def count_waiting(
         self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, count_max: int
@@ -105,7 +110,7 @@ class PgLoad(PgBase):
             filled = [page for page in pages if page]
             if len(filled) == 1:
                 return filled[0][:limit]
-            merged = heapq.merge(*filled, key=lambda row: (row[_RUN_AT], row[_ID]))
+            merged = heapq.merge(*filled, key=_KEY)
             return list(islice(merged, limit))
 
         return await self._reading(work)
@@ -121,19 +126,21 @@ class PgLoad(PgBase):
         limit: int,
     ) -> list[Row]:
         queue, priority = lane_parts(lane)
-        share = min(limit, max(SHARE_MIN, 2 * limit // len(shards)))
+        share = min(limit, _share(limit, len(shards)))
         page: list[Row] = []
-        place: tuple[int, object] = after
-        while True:
-            left = limit - len(page)
-            rows = await link.fetch(sql, shards, queue, priority, *place, until_ms, share, left)
-            nths = [row[_NTH] for row in rows]
-            full = share in nths
-            page += rows[: nths.index(share) + 1] if full else rows
-            if not full or len(page) >= limit:
-                return page
-            place = (page[-1][_RUN_AT], page[-1][_ID])
+        unread: list[tuple[int, int, str]] = [(shard, *after) for shard in shards]
+        while unread:
+            asked = (*zip(*unread, strict=True), queue, priority, until_ms, share, limit)
+            rows = await link.fetch(sql, *asked)
+            page = sorted((*page, *rows), key=_KEY)[:limit] if page else rows
+            end = _KEY(page[-1]) if len(page) == limit else _NEVER
+            unread = [
+                (row[_SHARD], row[_RUN_AT], str(row[_ID]))
+                for row in rows
+                if row[_NTH] == share and _KEY(row) < end
+            ]
             share = min(limit, 2 * share)
+        return page
 
     async def _find(self, link: Link, refs: Sequence[tuple[str, int]]) -> list[Job | None]:
         found: dict[int, Job] = {}
@@ -159,6 +166,15 @@ class PgLoad(PgBase):
         return [found.get(place) for place in range(len(refs))]
 
 
+def _share(rows: int, shards: int) -> int:
+    """Return how many rows to ask of each shard for so many in all.
+
+    Of rows that fell into shards at random, one shard in a thousand has more.
+    """
+    mean = rows / shards
+    return max(SHARE_MIN, ceil(mean + 3 * sqrt(mean)))
+
+
 def _running(lane: str, row: Row) -> Running:
-    run_at, id_, _, _, scheduled_at, schedule_id, expires_at, *rest = row
+    run_at, id_, _, _, _, scheduled_at, schedule_id, expires_at, *rest = row
     return Running(str(id_), scheduled_at, run_at, lane, schedule_id, expires_at or 0, *rest)

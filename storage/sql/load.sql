@@ -1,17 +1,17 @@
 -- name: load
 -- scheduled_at only where it is another time than run_at.
 SELECT page.*
-FROM unnest($1::smallint[]) AS s (shard)
+FROM unnest($1::smallint[], $2::timestamptz[], $3::uuid[]) AS s (shard, run_at, id)
 CROSS JOIN LATERAL (
-    SELECT j.run_at, j.id, row_number() OVER (ORDER BY j.run_at, j.id) AS nth,
+    SELECT j.run_at, j.id, row_number() OVER (ORDER BY j.run_at, j.id) AS nth, j.shard,
         nullif(j.scheduled_at, j.run_at) AS scheduled_at, j.fencing_token, j.expires_at,
-        j.schedule_id, j.shard
+        j.schedule_id
     FROM {partition} j
     WHERE j.finished_at IS NULL
         AND j.shard = s.shard
-        AND j.queue = $2
-        AND j.priority = $3
-        AND (j.run_at, j.id) > ($4::timestamptz, $5::uuid)
+        AND j.queue = $4
+        AND j.priority = $5
+        AND (j.run_at, j.id) > (s.run_at, s.id)
         AND j.run_at <= $6
         AND j.state = 'scheduled'
     ORDER BY j.run_at, j.id
@@ -22,9 +22,9 @@ LIMIT $8;
 
 -- name: unfinished
 SELECT page.*
-FROM unnest($1::smallint[]) AS s (shard)
+FROM unnest($1::smallint[], $2::timestamptz[], $3::uuid[]) AS s (shard, run_at, id)
 CROSS JOIN LATERAL (
-    SELECT j.run_at, j.id, row_number() OVER (ORDER BY j.run_at, j.id) AS nth,
+    SELECT j.run_at, j.id, row_number() OVER (ORDER BY j.run_at, j.id) AS nth, j.shard,
         j.state = 'running' AS is_running, j.scheduled_at, j.schedule_id, j.expires_at,
         j.fencing_token, j.worker_id, j.owner, j.started_at,
         j.cancel_requested_at IS NOT NULL AS cancel_requested, j.task,
@@ -33,9 +33,9 @@ CROSS JOIN LATERAL (
     FROM {partition} j
     WHERE j.finished_at IS NULL
         AND j.shard = s.shard
-        AND j.queue = $2
-        AND j.priority = $3
-        AND (j.run_at, j.id) > ($4::timestamptz, $5::uuid)
+        AND j.queue = $4
+        AND j.priority = $5
+        AND (j.run_at, j.id) > (s.run_at, s.id)
         AND j.run_at <= $6
     ORDER BY j.run_at, j.id
     LIMIT $7

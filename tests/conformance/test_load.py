@@ -73,6 +73,21 @@ async def test_pages_join_without_a_gap_or_a_double(store: Store, limit: int) ->
     assert seen == by_run_at(jobs)
 
 
+@pytest.mark.parametrize("limit", [70, 100, 250, 299, 300, 301])
+async def test_what_came_together_sits_in_one_shard_and_is_loaded_in_order_all_the_same(
+    store: Store, limit: int
+) -> None:
+    jobs = [new_job(NOW + number // 50, shard=number // 100) for number in range(300)]
+    jobs += [new_job(NOW + number, shard=4) for number in range(3)]
+    await add(store, *jobs)
+    seen: list[str] = []
+    page = await load(store, limit=limit)
+    while page:
+        seen += [waiting[0] for waiting in page]
+        page = await load(store, after=cursor(page[-1]), limit=limit)
+    assert seen == by_run_at(jobs)
+
+
 async def test_pages_join_across_days(store: Store) -> None:
     jobs = [new_job(NOW + number * DAY // 3, shard=number % 8) for number in range(12)]
     await add(store, *jobs)

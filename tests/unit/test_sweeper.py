@@ -73,6 +73,26 @@ def test_a_lane_whose_workers_are_behind_is_not_read_again_every_second() -> Non
     run(scenario)
 
 
+def test_a_backlog_is_not_read_again_every_second_and_what_is_missing_in_it_is_found() -> None:
+    class Sweeps(Found):
+        rows = 0
+
+        def batch(self, name: str, rows: int, milliseconds: float) -> None:
+            self.rows += rows if name == "sweep" else 0
+
+    async def scenario(clock: VirtualClock) -> None:
+        store, metrics = store_of(clock), Sweeps()
+        async with scheduler_on(store, clock, metrics) as scheduler:
+            ids = await submit(scheduler, 12_000)
+            scheduler._kernel.residents.evict(ids[6_000])
+            await asyncio.sleep(15)
+            assert metrics.jobs == 1
+            assert scheduler._kernel.residents.total == 12_000
+            assert 12_000 <= metrics.rows <= 40_000
+
+    run(scenario)
+
+
 def test_many_lanes_take_turns_and_none_is_left_out() -> None:
     class Passes(NoMetrics):
         lanes = 0
