@@ -54,6 +54,8 @@ class Patience(Generic[R]):
         self._commit = commit
         self._lines: dict[str, deque[_Waiting[R]]] = {}
         self._rows = 0
+        self._spare: dict[str, tuple[int, int]] = {}
+        """By queue: until when the last look counts, and what is left of the slots it found."""
 
     def applies(self, specs: Sequence[JobSpec]) -> bool:
         """Tell whether a submission had better wait for slots, or others wait before it."""
@@ -110,9 +112,14 @@ class Patience(Generic[R]):
 
     def _is_short(self, name: str, rows: int) -> bool:
         now_ms = self._kernel.clock.monotonic_ms()
+        until_ms, spare = self._spare.get(name, (0, 0))
+        if now_ms < until_ms and rows <= spare:
+            self._spare[name] = until_ms, spare - rows
+            return False
         if self._kernel.dispatched.per_second(name, now_ms) < FAST_PER_SECOND:
             return False
         free, room, half = self._slots(name)
+        self._spare[name] = now_ms + _LOOK_MS, free - rows
         return free < min(rows, half) <= room
 
     def _slots(self, name: str) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from tickwheel.bench.phase import Check, Measurement, Note
 from tickwheel.bench.trial import Trial
 
 CONNECTIONS = 16
-CONNECTIONS_SINGLE = 96
+CONNECTIONS_SINGLE = 1_000
 SLOPE_MAX = 0.01
 """The backlog may grow by this share of the rate over the second half."""
 GROWTH_MAX = 1.2

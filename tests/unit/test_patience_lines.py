@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from typing import Any
 from unittest.mock import patch
 
@@ -22,7 +23,7 @@ from unit.test_patience import (
 
 from tickwheel.core import JobSpec
 from tickwheel.core.columns import PlainJobs
-from tickwheel.core.patience import WAIT_MS_MAX
+from tickwheel.core.patience import WAIT_MS_MAX, Patience
 from tickwheel.core.rates import Rates
 from tickwheel.core.testing import VirtualClock, run
 
@@ -276,3 +277,35 @@ def test_a_defect_in_the_line_keeps_nobody_waiting(caplog: pytest.LogCaptureFixt
 
     run(scenario)
     assert "a defect" in caplog.text
+
+
+def test_of_many_small_submissions_the_slots_are_counted_once_and_again_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            await submit(hand.scheduler, 2, delay_ms=100)
+            await asyncio.sleep(0.058)
+            await come_free(hand, 6)
+            looks = 0
+            count = Patience._slots
+
+            def counting(patience: Patience[Any], name: str) -> tuple[int, int, int]:
+                nonlocal looks
+                looks += 1
+                return count(patience, name)
+
+            monkeypatch.setattr(Patience, "_slots", counting)
+            ids = await asyncio.gather(*[submit(hand.scheduler) for _ in range(4)])
+            assert looks == 1
+            assert store.started[SLOTS:] == [*chain(*ids)]
+            await until(lambda: store.rows["claim"] == 2)
+            written = store.calls["append"]
+            waiting = submitting(hand)
+            await asyncio.sleep(0.020)
+            assert store.calls["append"] == written
+            await come_free(hand, 1)
+            await waiting
+
+    run(scenario)
