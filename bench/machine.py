@@ -12,7 +12,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
@@ -107,7 +106,8 @@ def _sync_us() -> float:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, and how it was built, and of the packages that are measured."""
-    linked = "shared" if sysconfig.get_config_var("Py_ENABLE_SHARED") else "static"
+    # Not by how it was configured: Debian builds a shared library too, and links its program without.
+    linked = "shared" if "/libpython" in Path("/proc/self/maps").read_text() else "static"
     found = {"python": f"{platform.python_version()} ({platform.python_compiler()}, {linked})"}
     for package in PACKAGES:
         try:

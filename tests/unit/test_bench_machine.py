@@ -83,3 +83,15 @@ def test_the_machine_says_how_long_its_disk_takes_to_sync() -> None:
     assert isinstance(told["sync_p50_us"], float)
     assert told["sync_p50_us"] > 0
     assert isinstance(told["cores"], int)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "linked"),
+    [("7f00 /usr/lib/libpython3.11.so.1.0\n", "shared"), ("5500 /usr/bin/python3.11\n", "static")],
+)
+def test_the_versions_say_whether_python_runs_out_of_a_shared_library(
+    mapped: str, linked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: mapped)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1")
+    assert machine.versions()["python"].endswith(f", {linked})")
