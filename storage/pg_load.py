@@ -109,7 +109,7 @@ class PgLoad(PgBase):
             ]
             filled = [page for page in pages if page]
             if len(filled) == 1:
-                return filled[0][:limit]
+                return filled[0]
             merged = heapq.merge(*filled, key=_KEY)
             return list(islice(merged, limit))
 

@@ -6,7 +6,7 @@ The keys are the names of the targets. A target without a text has an empty cell
 from __future__ import annotations
 
 LIMITS: dict[str, str] = {
-    "end to end, batch": "two cores, 85 % busy: scheduler and Postgres take about as much each, "
+    "end to end, batch": "two cores, some 80 % busy: scheduler and Postgres take about as much each, "
     "wait for each other now and then, and both for the disk",
     "end to end, one job per POST": "the scheduler's one core: a packet in and one out for each "
     "job, and commits of some 40 jobs where hundreds would be cheaper",
@@ -23,8 +23,8 @@ LIMITS: dict[str, str] = {
     "fire lag with 10 M waiting, p99.9": "the same",
     "fire lag with 10 M waiting, max": "the same",
     "100,000 due at one instant, drained": "the claims: one UPDATE per 2,000 jobs, two at a time",
-    "restart to first fire, 10 M waiting": "starting Python and its imports (0.5 s), connecting, taking the "
-    "shards, the first load",
+    "restart to first fire, 10 M waiting": "starting Python and its imports, connecting, taking "
+    "the shards, the first load",
     "memory, 10 M waiting, 500 k in the wheel": "about 375 bytes for each job in memory",
     "WAL per job, due within the hour": "three row versions: written, claimed, settled",
     "longest loop stall, p99.9": "a flush of up to 2,000 rows is made in one piece",

@@ -18,6 +18,7 @@ from tickwheel.bench.trial import Trial
 
 CONNECTIONS = 16
 CONNECTIONS_SINGLE = 1_000
+"""Each answers for ten jobs a second at 10,000: many clients, none of them in a hurry."""
 SLOPE_MAX = 0.01
 """The backlog may grow by this share of the rate over the second half."""
 GROWTH_MAX = 1.2

@@ -11,6 +11,7 @@ from conformance.rows import NOW, SHARDS, add, load, new_job
 
 from tickwheel.storage import PostgresStore
 from tickwheel.storage.link import Link
+from tickwheel.storage.pg_load import SHARE_MIN
 
 from .postgres_kit import new_schema, opened
 
@@ -55,3 +56,12 @@ async def test_of_jobs_that_share_a_shard_only_such_shards_are_read_on(
     assert {row[7] for row in rows} == {0}
     assert len(rows) == LIMIT
     assert sum(asked[1:]) < 2 * LIMIT
+    assert len(asked) == 3
+
+
+async def test_a_small_page_is_one_question_wherever_its_jobs_are(
+    store: PostgresStore, asked: list[int]
+) -> None:
+    await add(store, *[new_job(NOW + n, shard=1) for n in range(2 * SHARE_MIN)])
+    assert len(await load(store, limit=SHARE_MIN)) == SHARE_MIN
+    assert len(asked) == 1

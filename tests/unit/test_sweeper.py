@@ -26,10 +26,15 @@ from tickwheel.core.queue import Queue
 from tickwheel.core.testing import VirtualClock, run
 
 
-class Found(NoMetrics):
-    """Counts what the sweep found."""
+class Sweeps(NoMetrics):
+    """Counts the lanes and rows that the sweep read, and the jobs that it found."""
 
-    jobs = 0
+    lanes = rows = jobs = 0
+
+    def batch(self, name: str, rows: int, milliseconds: float) -> None:
+        if name == "sweep":
+            self.lanes += 1
+            self.rows += rows
 
     def found_by_sweep(self, jobs: int) -> None:
         self.jobs += jobs
@@ -37,7 +42,7 @@ class Found(NoMetrics):
 
 def test_a_job_that_nobody_told_of_is_found_a_second_after_its_time() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store, metrics = store_of(clock), Found()
+        store, metrics = store_of(clock), Sweeps()
         async with scheduler_on(store, clock, metrics) as scheduler:
             hand = await Hand(scheduler).join()
             await submit(scheduler)
@@ -55,12 +60,6 @@ def test_a_job_that_nobody_told_of_is_found_a_second_after_its_time() -> None:
 
 
 def test_a_lane_whose_workers_are_behind_is_not_read_again_every_second() -> None:
-    class Sweeps(NoMetrics):
-        rows = 0
-
-        def batch(self, name: str, rows: int, milliseconds: float) -> None:
-            self.rows += rows if name == "sweep" else 0
-
     async def scenario(clock: VirtualClock) -> None:
         metrics = Sweeps()
         async with scheduler_on(store_of(clock), clock, metrics, lane_resident_max=100) as behind:
@@ -74,17 +73,11 @@ def test_a_lane_whose_workers_are_behind_is_not_read_again_every_second() -> Non
 
 
 def test_a_backlog_is_not_read_again_every_second_and_what_is_missing_in_it_is_found() -> None:
-    class Sweeps(Found):
-        rows = 0
-
-        def batch(self, name: str, rows: int, milliseconds: float) -> None:
-            self.rows += rows if name == "sweep" else 0
-
     async def scenario(clock: VirtualClock) -> None:
         store, metrics = store_of(clock), Sweeps()
         async with scheduler_on(store, clock, metrics) as scheduler:
             ids = await submit(scheduler, 12_000)
-            scheduler._kernel.residents.evict(ids[6_000])
+            scheduler._kernel.residents.evict(sorted(ids)[11_000])
             await asyncio.sleep(15)
             assert metrics.jobs == 1
             assert scheduler._kernel.residents.total == 12_000
@@ -94,14 +87,8 @@ def test_a_backlog_is_not_read_again_every_second_and_what_is_missing_in_it_is_f
 
 
 def test_many_lanes_take_turns_and_none_is_left_out() -> None:
-    class Passes(NoMetrics):
-        lanes = 0
-
-        def batch(self, name: str, rows: int, milliseconds: float) -> None:
-            self.lanes += name == "sweep"
-
     async def scenario(clock: VirtualClock) -> None:
-        store, metrics = store_of(clock), Passes()
+        store, metrics = store_of(clock), Sweeps()
         for number in range(700):
             await store.touch_lane(f"q{number:03}", 5)
         async with scheduler_on(store, clock, metrics) as scheduler:
