@@ -4,6 +4,12 @@ The driver's own way asks the server for the columns' types at every call, and e
 value. Here a row is four pieces, and only the second is packed for each:
 
     what jobs of a kind have in common · ids, times, shard · args · what few jobs carry
+
+Jobs that start when they are written mostly end within seconds, and one index the less makes both
+cheaper: their rows are not in the pending set (`indexed`). Should the scheduler die, they are found
+by the first of them, which says up to which `scheduled_at` there are more (`leads_until`): it was
+written by the same COPY, so whoever sees it sees them all. Upkeep puts those that run for long into
+the index, and then nobody leads any more.
 """
 
 from __future__ import annotations
@@ -26,8 +32,15 @@ COLUMNS: Final = (
     *("expires_at", "options", "tags", "schedule_id", "redriven_from"),
 )
 """The columns in the order of the stream."""
-CLAIM_COLUMNS: Final = ("state", "attempt", "fencing_token", "owner", "worker_id", "started_at")
+CLAIM_COLUMNS: Final = (
+    *("state", "attempt", "fencing_token", "owner", "worker_id", "started_at"),
+    *("indexed", "leads_until"),
+)
 """What follows where jobs start at once."""
+LED_MIN: Final = 8
+"""Fewer jobs that start together are put into the index like any other."""
+LED_SPAN_MS_MAX: Final = 1_000
+"""So are those whose times lie further apart: all between them has to be read to find them."""
 KINDS_CACHED_MAX: Final = 1_024
 
 _START: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -38,6 +51,8 @@ _LENGTH: Final = struct.Struct(">i").pack
 _INSTANT: Final = struct.Struct(">iq").pack
 _NULL: Final = _LENGTH(-1)
 _TEXT_OID: Final = 25
+_INDEXED: Final = struct.pack(">i?i", 1, True, -1)
+_LED: Final = struct.pack(">i?i", 1, False, -1)
 
 
 class Claiming(NamedTuple):
@@ -71,7 +86,7 @@ def stream(jobs: Sequence[NewJob], claiming: Claiming | None = None) -> bytes:
         kinds = _each(partial(_kind, claiming is not None), queues, tasks, priorities, attempts)
         pieces: list[Iterable[bytes]] = [kinds, own, args, _each(_rare, expires, *rare)]
         if claiming is not None:
-            pieces.append(_claims(ids, claiming))
+            pieces.append(_claims(ids, scheduled, rare[-2], claiming))
         return b"".join((_START, *chain.from_iterable(zip(*pieces, strict=False)), _END))
     except (struct.error, ValueError) as error:
         raise asyncpg.DataError(f"a row can't be sent: {error}") from error
@@ -93,18 +108,36 @@ def _kind(claiming: bool, queue: str, task: str, priority: int, max_attempts: in
     return struct.pack(">h", count) + _text(queue) + _text(task) + numbers
 
 
-def _claims(ids: Sequence[str], claiming: Claiming) -> Iterable[bytes]:
+def _claims(
+    ids: Sequence[str],
+    times_ms: Sequence[int],
+    schedule_ids: Sequence[str | None],
+    claiming: Claiming,
+) -> list[bytes]:
     """Return the columns of a claim for each job; of one that waits, those of a fresh row."""
     starts, token, now_ms = claiming
-    waits = _text("scheduled") + struct.pack(">ihiq", 2, 0, 8, 0) + 3 * _NULL
+    waits = _text("scheduled") + struct.pack(">ihiq", 2, 0, 8, 0) + 3 * _NULL + _INDEXED
+    started = [place for place, job_id in enumerate(ids) if job_id in starts]
+    started_ms = [times_ms[place] for place in started]
+    first_ms, last_ms = min(started_ms, default=0), max(started_ms, default=0)
+    are_led = (
+        len(started) >= LED_MIN
+        and last_ms - first_ms <= LED_SPAN_MS_MAX
+        and schedule_ids.count(None) == len(ids)
+    )
     said = {
         who: _text("running")
         + struct.pack(">ihiq", 2, 1, 8, token)
         + b"".join(map(_text, who))
         + _INSTANT(8, *micros((now_ms,)))
+        + (_LED if are_led else _INDEXED)
         for who in set(starts.values())
     }
-    return [said[starts[job_id]] if job_id in starts else waits for job_id in ids]
+    rows = [said[starts[job_id]] if job_id in starts else waits for job_id in ids]
+    if are_led:
+        leader = started[started_ms.index(first_ms)]
+        rows[leader] = rows[leader].removesuffix(_NULL) + _INSTANT(8, *micros((last_ms,)))
+    return rows
 
 
 def _rare(

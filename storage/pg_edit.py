@@ -12,6 +12,7 @@ from tickwheel.core.job import Job, State
 
 from .link import Link
 from .pg_base import job_of
+from .pg_copy import LED_SPAN_MS_MAX
 from .pg_load import MOVES_MAX, PgLoad
 from .pg_path import PgPath
 
@@ -60,9 +61,13 @@ class PgEdit(PgPath, PgLoad):
                 if rows:
                     return job_of(rows[0])
             (job,) = await self._find(link, [(job_id, scheduled_at_of(job_id))])
-            # A waiting one has only just come back (a retry, a release): it is to be changed too.
-            here = job is not None and job.scheduled_at_ms == scheduled_at_ms
-            if job is None or (here and job.state is not State.SCHEDULED):
+            if job is None:
                 break
+            if job.scheduled_at_ms == scheduled_at_ms:
+                if job.state is not State.SCHEDULED:
+                    break
+                # It has only just come back (a retry, a release), or it leads to others and can't
+                # go before they are in the index.
+                await self._index_led(link, scheduled_at_ms, scheduled_at_ms + LED_SPAN_MS_MAX)
             scheduled_at_ms = job.scheduled_at_ms
         return job

@@ -6,6 +6,10 @@ order; a LATERAL asks each for a share of the page rather than the whole of it (
 64 pages to return one). A share that came back full and ends within the page may hide rows of its
 shard that belong there: those shards alone are read on, each from where it is, with doubled shares.
 Jobs that were submitted together share a shard, so this is the usual case, not the rare one.
+
+Jobs that were started together when they were written are not in the index (`pg_copy`). Nobody
+needs to find them there who doesn't look for running jobs: before that, whatever of them still runs
+is put in.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ from operator import itemgetter
 from typing import Final
 
 from tickwheel.core.ids import scheduled_at_of
-from tickwheel.core.job import Cursor, Job, Running, Waiting, lane_parts
+from tickwheel.core.job import CURSOR_START, Cursor, Job, Running, Waiting, lane_parts
 
 from .link import Link, Row
+from .partitions import END_MS
 from .pg_base import JOB_WIDTH, PgBase, job_of
 
 SHARE_MIN: Final = 32
+LEADERS_PAGE: Final = 100
 MOVES_MAX: Final = 5
 """How often in a row a job may be moved away under our hands before we take it for gone."""
 _RUN_AT, _ID, _NTH, _SHARD, _IS_RUNNING = range(5)
@@ -57,6 +63,8 @@ class PgLoad(PgBase):
         self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
     ) -> tuple[list[Running], Cursor | None]:
         """Return the lane's `running` rows among the next `limit` unfinished ones."""
+        if after == CURSOR_START:
+            await self._on_rows(lambda link: self._index_led(link, 0, END_MS))
         rows = await self._page("unfinished", lane, shards, after, until_ms, limit)
         more = (rows[-1][_RUN_AT], str(rows[-1][_ID])) if len(rows) == limit else None
         return [_running(lane, row) for row in rows if row[_IS_RUNNING]], more
@@ -86,6 +94,16 @@ class PgLoad(PgBase):
     async def get(self, job_id: str) -> Job | None:
         """Return the job, or None."""
         return (await self.find([(job_id, scheduled_at_of(job_id))]))[0]
+
+    async def _index_led(self, link: Link, from_ms: int, until_ms: int) -> None:
+        """Put into the index what still runs of what was started together between these times.
+
+        It goes on from page to page, since those that no longer lead are still in the way.
+        """
+        for name in await self._partitions.live(link, until_ms):
+            sql, count, next_ms = self._sql("index_led", name), LEADERS_PAGE, from_ms
+            while count == LEADERS_PAGE:
+                next_ms, count = (await link.fetch(sql, next_ms, until_ms, LEADERS_PAGE))[0]
 
     async def _page(
         self,

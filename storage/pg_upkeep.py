@@ -26,6 +26,8 @@ from .pool import Pool
 PAGE: Final = 1_000
 PAGES_MAX: Final = 100
 AUDIT_MAX: Final = 100_000
+LED_MS: Final = 30_000
+"""How long a job that was started when it was written may run outside the index."""
 _DROP_ATTEMPTS_MAX: Final = 2
 
 
@@ -33,6 +35,7 @@ class PgUpkeep(PgLoad):
     """`core.ports.Store.maintain`."""
 
     _ddl_pool: Pool
+    _led_ms: int = 0
     _retention_ms: int
     _dead_retention_ms: int
     _tick_retention_ms: int
@@ -41,6 +44,9 @@ class PgUpkeep(PgLoad):
         """Do what is due; return how many `partitions_made`, `partitions_dropped`, `keys`, …."""
         self._seen_ms = max(self._seen_ms, now_ms)
         counts = {"partitions_made": await self._partitions.ensure_ahead(now_ms)}
+        await self._on_rows(lambda link: self._index_led(link, self._led_ms, now_ms - LED_MS))
+        # Who comes later into the range before that is found by `running`.
+        self._led_ms = now_ms - LED_MS
         counts |= await self._retire(now_ms)
         counts["dead_letters"] = await self._delete_paged(
             self._sql("expire_letters"), now_ms - self._dead_retention_ms

@@ -33,15 +33,20 @@ CREATE TABLE {schema}.jobs (
     result json,
     error json,
     reason text,
+    indexed boolean NOT NULL DEFAULT true,
+    leads_until timestamptz,
     PRIMARY KEY (scheduled_at, id)
 ) PARTITION BY RANGE (scheduled_at);
 
--- The pending set, whatever the history. Claims and releases touch none of its columns, so that
--- they stay heap-only; only the end of a job takes its row out.
+-- The pending set, whatever the history: all jobs that wait, and most that run. Claims and releases
+-- touch none of its columns, so that they stay heap-only; only the end of a job takes its row out.
+-- Jobs written as started together are left out, so that their end is heap-only too, and are found
+-- by the first of them, which leads to all up to its `leads_until`.
 CREATE INDEX jobs_pending ON {schema}.jobs (shard, queue, priority, run_at, id)
-    WHERE finished_at IS NULL;
+    WHERE indexed;
+CREATE INDEX jobs_leaders ON {schema}.jobs (scheduled_at, id) WHERE leads_until IS NOT NULL;
 CREATE INDEX jobs_of_schedule ON {schema}.jobs (schedule_id, scheduled_at, id)
-    WHERE finished_at IS NULL AND schedule_id IS NOT NULL;
+    WHERE indexed AND schedule_id IS NOT NULL;
 
 -- `drained_at`: its range is long over and nothing in it is unfinished, so nobody need look.
 CREATE TABLE {schema}.partitions (
@@ -74,6 +79,7 @@ CREATE TABLE {schema}.dead_letters (
     died_at timestamptz NOT NULL,
     PRIMARY KEY (id, fencing_token)
 );
+ALTER TABLE {schema}.dead_letters DROP COLUMN indexed, DROP COLUMN leads_until;
 CREATE INDEX dead_letters_by_time ON {schema}.dead_letters (died_at, id);
 CREATE INDEX dead_letters_by_queue ON {schema}.dead_letters (queue, died_at, id);
 

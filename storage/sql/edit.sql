@@ -1,6 +1,7 @@
 -- name: cancel
 UPDATE {partition}
 SET state = CASE WHEN state = 'scheduled' THEN 'cancelled' ELSE state END,
+    indexed = indexed AND state <> 'scheduled',
     finished_at = CASE WHEN state = 'scheduled' THEN $3::timestamptz END,
     reason = CASE WHEN state = 'scheduled' THEN $4 ELSE reason END,
     cancel_requested_at = CASE WHEN state = 'running' THEN $3::timestamptz END
@@ -12,7 +13,7 @@ RETURNING {job_columns};
 -- name: reschedule
 WITH gone AS (
     DELETE FROM {partition}
-    WHERE scheduled_at = $1 AND id = $2 AND state = 'scheduled'
+    WHERE scheduled_at = $1 AND id = $2 AND state = 'scheduled' AND leads_until IS NULL
     RETURNING *
 ), moved AS (
     INSERT INTO {schema}.moved_jobs (id, scheduled_at)
@@ -35,7 +36,7 @@ WITH chosen AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT j.scheduled_at, j.id
         FROM {partition} j
-        WHERE j.finished_at IS NULL
+        WHERE j.indexed
             AND j.shard = s.shard
             AND j.queue = $2
             AND j.priority = p.priority
@@ -46,7 +47,7 @@ WITH chosen AS MATERIALIZED (
     LIMIT $3
 )
 UPDATE {partition} j
-SET state = 'cancelled', reason = 'purged', finished_at = $4::timestamptz
+SET state = 'cancelled', reason = 'purged', indexed = false, finished_at = $4::timestamptz
 FROM chosen
 WHERE j.scheduled_at = chosen.scheduled_at AND j.id = chosen.id AND j.state = 'scheduled'
 RETURNING j.id;

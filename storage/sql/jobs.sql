@@ -41,7 +41,8 @@ WHERE j.state = 'running'
 -- name: settle_succeeded
 -- Answers by its count alone: nearly always that is all of them.
 UPDATE {partition} j
-SET state = 'succeeded', finished_at = $5::timestamptz, result = a.result, error = NULL, reason = NULL
+SET state = 'succeeded', indexed = false, finished_at = $5::timestamptz, result = a.result,
+    error = NULL, reason = NULL
 FROM unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::json[])
     AS a (id, scheduled_at, fencing_token, result)
 WHERE j.scheduled_at = a.scheduled_at
@@ -72,6 +73,7 @@ WITH settled AS (
         finished_at = CASE
             WHEN j.cancel_requested_at IS NULL AND a.state = 'scheduled'
             THEN NULL ELSE a.at END,
+        indexed = j.cancel_requested_at IS NULL AND a.state = 'scheduled',
         owner = CASE
             WHEN j.cancel_requested_at IS NULL AND a.state = 'scheduled'
             THEN NULL ELSE j.owner END,
@@ -129,7 +131,7 @@ WHERE j.fencing_token = a.fencing_token
 
 -- name: end_waiting
 UPDATE {partition} j
-SET state = a.state, reason = a.reason, finished_at = $7::timestamptz
+SET state = a.state, reason = a.reason, indexed = false, finished_at = $7::timestamptz
 FROM unnest(
     $1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::bigint[], $5::text[], $6::text[]
 ) WITH ORDINALITY AS a (id, scheduled_at, run_at, fencing_token, state, reason, place)

@@ -7,7 +7,7 @@ CROSS JOIN LATERAL (
         nullif(j.scheduled_at, j.run_at) AS scheduled_at, j.fencing_token, j.expires_at,
         j.schedule_id
     FROM {partition} j
-    WHERE j.finished_at IS NULL
+    WHERE j.indexed
         AND j.shard = s.shard
         AND j.queue = $4
         AND j.priority = $5
@@ -31,7 +31,7 @@ CROSS JOIN LATERAL (
         CASE WHEN j.state = 'running' THEN j.options END AS options,
         j.attempt, j.failures, j.lost_leases, j.releases, j.max_attempts
     FROM {partition} j
-    WHERE j.finished_at IS NULL
+    WHERE j.indexed
         AND j.shard = s.shard
         AND j.queue = $4
         AND j.priority = $5
@@ -51,7 +51,7 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT
         FROM {partition} j
-        WHERE j.finished_at IS NULL
+        WHERE j.indexed
             AND j.shard = s.shard
             AND j.queue = $2
             AND j.priority = $3
@@ -71,3 +71,31 @@ JOIN {partition} j ON j.scheduled_at = a.at_time AND j.id = a.at_id;
 
 -- name: moved
 SELECT id, scheduled_at FROM {schema}.moved_jobs WHERE id = ANY($1::uuid[]);
+
+-- name: index_led
+-- A page of those that lead from $1 on and until $2 at the latest, and all that lies between the
+-- first of them and the last that they lead to. Rows are locked in the order of their ids, as by
+-- whoever ends them.
+WITH leaders AS MATERIALIZED (
+    SELECT scheduled_at, leads_until
+    FROM {partition}
+    WHERE scheduled_at >= $1 AND leads_until <= $2
+    ORDER BY scheduled_at, id
+    LIMIT $3
+), span AS MATERIALIZED (
+    SELECT min(scheduled_at) AS since, max(leads_until) AS until FROM leaders
+), found AS MATERIALIZED (
+    SELECT j.scheduled_at, j.id, span.until
+    FROM span
+    JOIN {partition} j ON j.scheduled_at BETWEEN span.since AND span.until
+    WHERE j.leads_until <= span.until OR (NOT j.indexed AND j.finished_at IS NULL)
+    ORDER BY j.id
+    FOR UPDATE OF j
+), settled AS (
+    UPDATE {partition} j
+    SET indexed = j.finished_at IS NULL,
+        leads_until = CASE WHEN j.leads_until > found.until THEN j.leads_until END
+    FROM found
+    WHERE j.scheduled_at = found.scheduled_at AND j.id = found.id
+)
+SELECT max(scheduled_at), count(*) FROM leaders;

@@ -62,8 +62,13 @@ UPDATE {schema}.partitions SET drained_at = $2 WHERE name = $1;
 -- name: partition_unfinished
 SELECT EXISTS (
     SELECT 1 FROM {partition}
-    WHERE finished_at IS NULL
+    WHERE indexed
     ORDER BY shard, queue, priority, run_at, id
+    LIMIT 1
+) OR EXISTS (
+    SELECT 1 FROM {partition}
+    WHERE leads_until IS NOT NULL
+    ORDER BY scheduled_at, id
     LIMIT 1
 );
 
@@ -94,7 +99,7 @@ DROP TABLE {partition};
 DELETE FROM {partition}
 WHERE (scheduled_at, id) IN (
     SELECT scheduled_at, id FROM {partition}
-    WHERE finished_at <= $1
+    WHERE finished_at <= $1 AND leads_until IS NULL
     LIMIT $2
 )
 RETURNING 1;

@@ -77,7 +77,7 @@ DELETE FROM {schema}.schedule_ticks WHERE job_id = ANY($1::uuid[]);
 WITH chosen AS MATERIALIZED (
     SELECT scheduled_at, id
     FROM {partition}
-    WHERE finished_at IS NULL
+    WHERE indexed
         AND schedule_id IS NOT NULL
         AND schedule_id = $1
         AND state = 'scheduled'
@@ -87,7 +87,7 @@ WITH chosen AS MATERIALIZED (
     ORDER BY schedule_id, scheduled_at, id
 )
 UPDATE {partition} j
-SET state = 'cancelled', reason = $2, finished_at = $3::timestamptz
+SET state = 'cancelled', reason = $2, indexed = false, finished_at = $3::timestamptz
 FROM chosen
 WHERE j.scheduled_at = chosen.scheduled_at
     AND j.id = chosen.id
@@ -97,7 +97,7 @@ RETURNING j.id;
 
 -- name: unstarted
 SELECT id FROM {partition}
-WHERE finished_at IS NULL
+WHERE indexed
     AND schedule_id IS NOT NULL
     AND schedule_id = $1
     AND state = 'scheduled'
@@ -110,7 +110,7 @@ FROM unnest($1::text[]) AS a (schedule_id)
 CROSS JOIN LATERAL (
     SELECT j.id
     FROM {partition} j
-    WHERE j.finished_at IS NULL
+    WHERE j.indexed
         AND j.schedule_id IS NOT NULL
         AND j.schedule_id = a.schedule_id
         AND NOT (j.state = 'scheduled' AND j.attempt = 0)

@@ -16,16 +16,23 @@ _SCHEMAS = count()
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def new_store(request: pytest.FixtureRequest) -> Callable[[], Store]:
+def new_store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, runner: asyncio.Runner
+) -> Iterator[Callable[[], Store]]:
     """Make another store, not yet open, on the rows of this test."""
     if request.param == "memory":
         shared = MemoryStore(shards=len(SHARDS))
-        return lambda: shared
+        yield lambda: shared
+        return
+    from conformance.pending_set import misplaced
+
     from tickwheel.storage import PostgresStore
 
     dsn: str = request.getfixturevalue("postgres_dsn")
     schema = f"conformance_{next(_SCHEMAS)}"
-    return lambda: PostgresStore(dsn, schema=schema, pool_size=4, shards=len(SHARDS))
+    monkeypatch.setattr("tickwheel.storage.pg_copy.LED_MIN", 1)
+    yield lambda: PostgresStore(dsn, schema=schema, pool_size=4, shards=len(SHARDS))
+    assert not runner.run(misplaced(dsn, schema))
 
 
 @pytest.fixture

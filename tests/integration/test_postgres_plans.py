@@ -178,8 +178,25 @@ async def test_what_is_unfinished_is_looked_for_among_the_pending(
     postgres_dsn: str, crowded: str
 ) -> None:
     plan = await generic_plan(postgres_dsn, crowded, "partition_unfinished")
-    [read] = [node for node in plan if "Index Name" in node]
-    assert read["Index Name"].endswith("priority_run_at_id_idx")
+    reads = [node["Index Name"] for node in plan if "Index Name" in node]
+    assert [name.removeprefix(f"{PARTITION}_") for name in reads] == [
+        "shard_queue_priority_run_at_id_idx",
+        "scheduled_at_id_idx",
+    ]
+
+
+async def test_jobs_that_are_led_are_found_by_their_leaders_and_the_time_that_they_lead_to(
+    postgres_dsn: str, crowded: str
+) -> None:
+    plan = await generic_plan(postgres_dsn, crowded, "index_led")
+    leaders, led, row = [node for node in plan if "Index Name" in node]
+    assert leaders["Index Name"] == f"{PARTITION}_scheduled_at_id_idx"
+    assert led["Index Name"] == f"{PARTITION}_pkey"
+    assert "scheduled_at >= span.since" in led["Index Cond"]
+    assert row["Index Name"] == f"{PARTITION}_pkey"
+    [locks] = [node for node in plan if node["Node Type"] == "LockRows"]
+    assert locks["Plans"][0]["Sort Key"] == ["j.id"]
+    assert not [node for node in plan if node["Node Type"] in {"Seq Scan", "Bitmap Heap Scan"}]
 
 
 @pytest.mark.parametrize("name", ["list_jobs", "list_examined"])
