@@ -47,6 +47,7 @@ SETTINGS = (
 # Where the server is and listens: they tell nothing about speed.
 ADDRESSES = ("config_", "data_", "hba_", "ident_", "listen_", "port", "unix_")
 _SYNCS = 100
+_YARDS = 9
 _PAGE_BYTES = 8192
 
 
@@ -144,18 +145,36 @@ class Noise:
     """How quiet the machine was: what others made of it shows here, not in a phase's own figures.
 
     `load` is the load average of the last minute; `steal_seconds` the CPU time that the
-    hypervisor gave to other machines since it started.
+    hypervisor gave to other machines since it started; `yardstick_ms` the CPU time that one piece
+    of Python takes now, by which figures of a machine whose speed wanders can be compared.
     """
 
     load: float
     steal_seconds: float
+    yardstick_ms: float
 
     @classmethod
     def now(cls) -> Noise:
-        """Read both. Zero steal where the system doesn't tell."""
+        """Read all three, within a quarter of a second. No steal where the system doesn't tell."""
         try:
             fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
         except OSError:
             fields = []
         ticks = int(fields[8]) if len(fields) > 8 else 0
-        return cls(round(os.getloadavg()[0], 2), ticks / os.sysconf("SC_CLK_TCK"))
+        load, yard_ms = (
+            round(os.getloadavg()[0], 2),
+            statistics.median(map(_yard_ms, range(_YARDS))),
+        )
+        return cls(load, ticks / os.sysconf("SC_CLK_TCK"), yard_ms)
+
+
+def _yard_ms(_: int) -> float:
+    """Return the CPU milliseconds of a piece of Python: strings and tuples through a small dict."""
+    started = time.process_time()
+    kept: dict[str, tuple[int, str]] = {}
+    for number in range(50_000):
+        name = str(number)
+        kept[name] = (number, name)
+        if number > 1_000:
+            del kept[str(number - 1_000)]
+    return (time.process_time() - started) * 1000

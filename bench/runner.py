@@ -93,8 +93,10 @@ def _one(phase: Phase, note: Note, console: Console) -> Run:
         check = Check("ran to the end", False, f"{type(error).__name__}: {error}")
         measurement = Measurement(figures={}, checks=[check])
     gc.collect()
-    seconds = time.monotonic() - started
-    stolen = Noise.now().steal_seconds - before.steal_seconds
+    seconds, after = time.monotonic() - started, Noise.now()
+    yard_ms = (before.yardstick_ms + after.yardstick_ms) / 2
+    measurement.figures["yardstick_ms"] = yard_ms
+    stolen = after.steal_seconds - before.steal_seconds
     steal = stolen / (seconds * (os.cpu_count() or 1))
     return Run.of(measurement, at.isoformat(timespec="seconds"), seconds, before.load, steal)
 

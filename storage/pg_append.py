@@ -71,23 +71,26 @@ class PgAppend(PgBase):
     async def _append(self, batch: Sequence[Submission], now_ms: int) -> list[Answer]:
         jobs = [job for submission in batch for job in submission.jobs]
         keyed = any(key is not None for submission in batch for key in submission.keys)
-
-        starts = _starts(batch)
+        start = next((sub.start for sub in batch if sub.start is not None), None)
+        owner, workers = ("", []) if start is None else (start.owner, _workers(batch))
 
         async def work(link: Link) -> list[Answer]:
             try:
                 return await write(link, {})
             except asyncpg.UniqueViolationError:
-                owner = next((sub.start.owner for sub in batch if sub.start is not None), "")
                 return await write(link, await self._there(link, jobs, owner))
 
         async def write(link: Link, there: Mapping[str, int]) -> list[Answer]:
             if keyed:
                 return await self._append_keyed(link, batch, now_ms, there)
-            fresh = _without(jobs, there) if there else jobs
             token = (link.timeline << 32) + 1
+            fresh, claiming = jobs, Claiming(owner, workers, token, now_ms) if start else None
+            if there:
+                places = [place for place, job in enumerate(jobs) if job.id not in there]
+                fresh = [jobs[place] for place in places]
+                claiming = claiming and claiming.of(places)
             if fresh:
-                await self._insert(link, fresh, Claiming(starts, token, now_ms) if starts else None)
+                await self._insert(link, fresh, claiming)
             return [_written(submission, there, token) for submission in batch]
 
         return await self._inserting([job[1] for job in jobs], work)
@@ -159,16 +162,14 @@ def _written(submission: Submission, there: Mapping[str, int], token: int) -> li
     return tuples_of(Appended, ids, run_ats, repeat(False), chain(tokens, repeat(0)))
 
 
-def _starts(batch: Iterable[Submission]) -> dict[str, tuple[str, str]]:
-    """Return (owner, worker) of the jobs that start at once."""
-    return {
-        job.id: (sub.start.owner, worker_id)
-        for sub in batch
-        if sub.start is not None
-        for job, worker_id in zip(
-            sub.jobs[: len(sub.start.workers)], sub.start.workers, strict=True
-        )
-    }
+def _workers(batch: Iterable[Submission]) -> list[str | None]:
+    """Return of each job the worker that it starts with; None: it waits."""
+    workers: list[str | None] = []
+    for jobs, _, start in batch:
+        started = () if start is None else start.workers
+        workers += started
+        workers += [None] * (len(jobs) - len(started))
+    return workers
 
 
 def _pairs(batch: Iterable[Submission]) -> Iterable[tuple[NewJob, IdempotencyKey]]:

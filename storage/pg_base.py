@@ -90,9 +90,12 @@ class PgBase:
         for name, places in sorted(shares.items()):
             first = jobs[places[0]]
             await self._reopen_if_late(link, first.scheduled_at_ms, first.created_at_ms)
-            rows = jobs if len(shares) == 1 else [jobs[place] for place in places]
-            columns = pg_copy.COLUMNS + (pg_copy.CLAIM_COLUMNS if claiming is not None else ())
-            await link.copy(self._sql.schema, name, columns, pg_copy.stream(rows, claiming))
+            rows, share = jobs, claiming
+            if len(shares) > 1:
+                rows = [jobs[place] for place in places]
+                share = claiming and claiming.of(places)
+            columns = pg_copy.COLUMNS + (pg_copy.CLAIM_COLUMNS if share is not None else ())
+            await link.copy(self._sql.schema, name, columns, pg_copy.stream(rows, share))
 
     async def _reopen_if_late(self, link: Link, scheduled_at_ms: int, now_ms: int) -> None:
         """Say that a row goes into a partition whose time is over; in its transaction."""

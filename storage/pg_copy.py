@@ -15,7 +15,7 @@ the index, and then nobody leads any more.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
@@ -56,11 +56,16 @@ _LED: Final = struct.pack(">i?i", 1, False, -1)
 
 
 class Claiming(NamedTuple):
-    """Which jobs are written as claimed: `starts` has (owner, worker) by id."""
+    """Which rows are written as claimed: `workers` has of each the worker, or None."""
 
-    starts: Mapping[str, tuple[str, str]]
+    owner: str
+    workers: Sequence[str | None]
     fencing_token: int
     now_ms: int
+
+    def of(self, places: Sequence[int]) -> Claiming:
+        """Return the same of the rows at these places."""
+        return self._replace(workers=[self.workers[place] for place in places])
 
 
 def stream(jobs: Sequence[NewJob], claiming: Claiming | None = None) -> bytes:
@@ -86,7 +91,7 @@ def stream(jobs: Sequence[NewJob], claiming: Claiming | None = None) -> bytes:
         kinds = _each(partial(_kind, claiming is not None), queues, tasks, priorities, attempts)
         pieces: list[Iterable[bytes]] = [kinds, own, args, _each(_rare, expires, *rare)]
         if claiming is not None:
-            pieces.append(_claims(ids, scheduled, rare[-2], claiming))
+            pieces.append(_claims(scheduled, rare[-2], claiming))
         return b"".join((_START, *chain.from_iterable(zip(*pieces, strict=False)), _END))
     except (struct.error, ValueError) as error:
         raise asyncpg.DataError(f"a row can't be sent: {error}") from error
@@ -109,31 +114,23 @@ def _kind(claiming: bool, queue: str, task: str, priority: int, max_attempts: in
 
 
 def _claims(
-    ids: Sequence[str],
-    times_ms: Sequence[int],
-    schedule_ids: Sequence[str | None],
-    claiming: Claiming,
+    times_ms: Sequence[int], schedule_ids: Sequence[str | None], claiming: Claiming
 ) -> list[bytes]:
     """Return the columns of a claim for each job; of one that waits, those of a fresh row."""
-    starts, token, now_ms = claiming
-    waits = _text("scheduled") + struct.pack(">ihiq", 2, 0, 8, 0) + 3 * _NULL + _INDEXED
-    started = [place for place, job_id in enumerate(ids) if job_id in starts]
+    owner, workers, token, now_ms = claiming
+    started = [place for place, worker_id in enumerate(workers) if worker_id is not None]
     started_ms = [times_ms[place] for place in started]
     first_ms, last_ms = min(started_ms, default=0), max(started_ms, default=0)
     are_led = (
         len(started) >= LED_MIN
         and last_ms - first_ms <= LED_SPAN_MS_MAX
-        and schedule_ids.count(None) == len(ids)
+        and schedule_ids.count(None) == len(workers)
     )
-    said = {
-        who: _text("running")
-        + struct.pack(">ihiq", 2, 1, 8, token)
-        + b"".join(map(_text, who))
-        + _INSTANT(8, *micros((now_ms,)))
-        + (_LED if are_led else _INDEXED)
-        for who in set(starts.values())
-    }
-    rows = [said[starts[job_id]] if job_id in starts else waits for job_id in ids]
+    runs = _text("running") + struct.pack(">ihiq", 2, 1, 8, token) + _text(owner)
+    since = _INSTANT(8, *micros((now_ms,))) + (_LED if are_led else _INDEXED)
+    said = {who: runs + _text(who) + since for who in set(workers) if who is not None}
+    waits = _text("scheduled") + struct.pack(">ihiq", 2, 0, 8, 0) + 3 * _NULL + _INDEXED
+    rows = [said[who] if who is not None else waits for who in workers]
     if are_led:
         leader = started[started_ms.index(first_ms)]
         rows[leader] = rows[leader].removesuffix(_NULL) + _INSTANT(8, *micros((last_ms,)))

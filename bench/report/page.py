@@ -22,7 +22,9 @@ and to worker processes that report back over HTTP; load generator, Postgres, sc
 workers share the machine. Each phase has a database of its own, started as the embedded server \
 starts by itself. After each phase it is checked that no acknowledged job was lost, none ran \
 twice, and none early; a phase that fails a check is shown with it. CPU is user and system time \
-of whole process trees, per job. Several runs print as median (min–max).
+of whole process trees, per job. The yardstick is the CPU time of one and the same piece of \
+Python right before and after the run: where other machines share the processor, what a job costs \
+wanders with it. Several runs print as median (min–max).
 """
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tickwheel.bench import runner
+from tickwheel.bench.machine import Noise
 from tickwheel.bench.phase import Check, Measurement, Note, Phase
 from tickwheel.bench.record import Record, Results, read
 
@@ -47,6 +48,20 @@ def test_each_phase_is_run_as_often_as_it_says_and_kept(record: Record) -> None:
         "one": 2,
         "two": 1,
     }
+
+
+def test_a_run_says_how_fast_the_machine_was_right_before_and_after_it(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = (Noise(load=0.5, steal_seconds=0.0, yardstick_ms=each) for each in (11.0, 21.0))
+    monkeypatch.setattr(Noise, "now", iter([before, after]).__next__)
+    runner.run(record, [Shapes().phase("one")], console())
+    [kept] = read(record.path).runs("one")
+    assert kept.figures == {"late_p99_ms": 2.0, "yardstick_ms": 16.0}
+
+
+def test_the_yardstick_takes_cpu_time_whatever_the_machine() -> None:
+    assert 0 < Noise.now().yardstick_ms < 10_000
 
 
 def test_a_run_that_failed_is_not_repeated(record: Record) -> None:
