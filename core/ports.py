@@ -353,6 +353,6 @@ class Store(JobStore, QueueStore, DeadLetterStore, ScheduleStore, ShardStore, Ke
     async def maintain(self, now_ms: int) -> dict[str, int]:
         """Do what is due of upkeep: partitions ahead, retention, expired keys and ticks.
 
-        Called every minute by one scheduler at a time; return counts of what was done by name.
+        Called every ten seconds by one scheduler at a time; return counts of what was done by name.
         """
         ...

@@ -42,7 +42,7 @@ from .sweeper import Sweeper
 from .ticker import Ticker
 from .workers import Workers
 
-_MAINTAIN_MS = 60_000
+_MAINTAIN_MS = 10_000
 _RETRY_MS = 1_000
 _PROGRESS_MS = 10_000
 

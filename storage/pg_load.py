@@ -29,7 +29,7 @@ from .partitions import END_MS
 from .pg_base import JOB_WIDTH, PgBase, job_of
 
 SHARE_MIN: Final = 32
-LEADERS_PAGE: Final = 100
+LEADERS_PAGE: Final = 25
 MOVES_MAX: Final = 5
 """How often in a row a job may be moved away under our hands before we take it for gone."""
 _RUN_AT, _ID, _NTH, _SHARD, _IS_RUNNING = range(5)
@@ -96,14 +96,20 @@ class PgLoad(PgBase):
         return (await self.find([(job_id, scheduled_at_of(job_id))]))[0]
 
     async def _index_led(self, link: Link, from_ms: int, until_ms: int) -> None:
-        """Put into the index what still runs of what was started together between these times.
-
-        It goes on from page to page, since those that no longer lead are still in the way.
-        """
+        """Put into the index what still runs of what was started together between these times."""
         for name in await self._partitions.live(link, until_ms):
-            sql, count, next_ms = self._sql("index_led", name), LEADERS_PAGE, from_ms
-            while count == LEADERS_PAGE:
-                next_ms, count = (await link.fetch(sql, next_ms, until_ms, LEADERS_PAGE))[0]
+            place: int | None = from_ms
+            while place is not None:
+                place = await self._index_page(link, name, place, until_ms)
+
+    async def _index_page(self, link: Link, name: str, from_ms: int, until_ms: int) -> int | None:
+        """Do so for a page of those who lead; return from where to go on, None: it was the last.
+
+        From there, not from the beginning: those that no longer lead are still in the way.
+        """
+        sql = self._sql("index_led", name)
+        [(last_ms, count)] = await link.fetch(sql, from_ms, until_ms, LEADERS_PAGE)
+        return last_ms if count == LEADERS_PAGE else None
 
     async def _page(
         self,

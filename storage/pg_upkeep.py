@@ -11,8 +11,11 @@ Everything else is deleted in pages, `PAGES_MAX` at a time.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Final
+
+import asyncpg
 
 from tickwheel.core.errors import Unavailable
 from tickwheel.core.ids import scheduled_at_of
@@ -21,13 +24,14 @@ from .link import Link
 from .partitions import Partition
 from .pg_base import ID_MIN
 from .pg_load import PgLoad
-from .pool import Pool
+from .pool import Pool, Sleep
 
 PAGE: Final = 1_000
 PAGES_MAX: Final = 100
 AUDIT_MAX: Final = 100_000
-LED_MS: Final = 30_000
+LED_MS: Final = 10_000
 """How long a job that was started when it was written may run outside the index."""
+LEADERS_REST_SECONDS: Final = 0.1
 _DROP_ATTEMPTS_MAX: Final = 2
 
 
@@ -36,6 +40,7 @@ class PgUpkeep(PgLoad):
 
     _ddl_pool: Pool
     _led_ms: int = 0
+    _sleep: Sleep
     _retention_ms: int
     _dead_retention_ms: int
     _tick_retention_ms: int
@@ -44,9 +49,6 @@ class PgUpkeep(PgLoad):
         """Do what is due; return how many `partitions_made`, `partitions_dropped`, `keys`, …."""
         self._seen_ms = max(self._seen_ms, now_ms)
         counts = {"partitions_made": await self._partitions.ensure_ahead(now_ms)}
-        await self._on_rows(lambda link: self._index_led(link, self._led_ms, now_ms - LED_MS))
-        # Who comes later into the range before that is found by `running`.
-        self._led_ms = now_ms - LED_MS
         counts |= await self._retire(now_ms)
         counts["dead_letters"] = await self._delete_paged(
             self._sql("expire_letters"), now_ms - self._dead_retention_ms
@@ -55,7 +57,24 @@ class PgUpkeep(PgLoad):
         counts["ticks"] = await self._forget_ticks(now_ms - self._tick_retention_ms)
         await self._delete_paged(self._sql("expire_moves"), now_ms - self._retention_ms)
         await self._delete_paged(self._sql("expire_audit"), AUDIT_MAX)
+        await self._index_long(now_ms - LED_MS)
         return counts
+
+    async def _index_long(self, until_ms: int) -> None:
+        """Put into the index what was started together and runs for long, a little at a time.
+
+        To read them prunes their pages too, so that dead rows don't call vacuum.
+        """
+        with suppress(asyncpg.UndefinedTableError):  # dropped meanwhile; the next time, then
+            for name in await self._pool.read(partial(self._partitions.live, until_ms=until_ms)):
+                place: int | None = self._led_ms
+                while place is not None:
+                    page = partial(self._index_page, name=name, from_ms=place, until_ms=until_ms)
+                    place = await self._pool.run(page)
+                    if place is not None:
+                        await self._sleep(LEADERS_REST_SECONDS)
+            # Who comes later into the range before that is found by `running`.
+            self._led_ms = until_ms
 
     async def _retire(self, now_ms: int) -> dict[str, int]:
         """Note drained partitions and drop those past their retention."""

@@ -68,13 +68,14 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
         """Connect to nothing yet; ValueError for a bad schema name, width or number of shards.
 
         `shards` counts only when the schema is first made; `partition_ms` for new partitions.
-        `rng` and `sleep` make and take the pauses between retries.
+        `rng` and `sleep` make and take the pauses: between retries, and of upkeep.
         """
         if not 1 <= shards <= SHARDS_MAX:
             raise ValueError(f"between 1 and {SHARDS_MAX} shards")
         rng = rng or random.Random()
         self._sql = Statements(schema)
         self._pool = Pool(dsn, pool_size, rng, sleep)
+        self._sleep = sleep
         self._shard_pool = Pool(dsn, 1, rng, sleep, statement_timeout_ms=SHARD_STATEMENT_MS)
         self._ddl_pool = Pool(
             dsn,

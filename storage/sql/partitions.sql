@@ -25,10 +25,10 @@ SET LOCAL lock_timeout = DEFAULT;
 CREATE TABLE {partition} (LIKE {schema}.jobs INCLUDING ALL) WITH (
     fillfactor = 42,
     autovacuum_vacuum_insert_threshold = -1,
-    autovacuum_vacuum_threshold = 1000000,
+    autovacuum_vacuum_threshold = 2000000,
     autovacuum_vacuum_scale_factor = 0.5,
-    autovacuum_analyze_threshold = 1000000,
-    autovacuum_analyze_scale_factor = 1
+    autovacuum_analyze_threshold = 2000000000,
+    autovacuum_analyze_scale_factor = 0
 );
 
 -- name: partition_attach

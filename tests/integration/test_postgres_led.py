@@ -28,7 +28,7 @@ from tickwheel.storage import PostgresStore
 from tickwheel.storage.link import Link
 from tickwheel.storage.pg_copy import LED_MIN, LED_SPAN_MS_MAX
 from tickwheel.storage.pg_load import LEADERS_PAGE
-from tickwheel.storage.pg_upkeep import LED_MS
+from tickwheel.storage.pg_upkeep import LEADERS_REST_SECONDS, LED_MS
 
 from .postgres_kit import new_schema, opened, query
 
@@ -39,8 +39,19 @@ def schema() -> str:
 
 
 @pytest.fixture
-def store(postgres_dsn: str, schema: str, runner: asyncio.Runner) -> Iterator[PostgresStore]:
-    with opened(runner, postgres_dsn, schema) as store:
+def rests() -> list[float]:
+    """Return how long the store has rested, each time."""
+    return []
+
+
+@pytest.fixture
+def store(
+    postgres_dsn: str, schema: str, runner: asyncio.Runner, rests: list[float]
+) -> Iterator[PostgresStore]:
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    with opened(runner, postgres_dsn, schema, sleep=rest) as store:
         yield store
 
 
@@ -168,6 +179,16 @@ async def test_upkeep_puts_in_those_that_run_for_long(store: PostgresStore, outs
     await start_all(store, *young)
     await store.maintain(NOW)
     assert await outside() == (ids(young), {young[0].id})
+
+
+async def test_upkeep_rests_after_each_page_of_leaders(
+    store: PostgresStore, rests: list[float], outside: Any
+) -> None:
+    for number in range(2 * LEADERS_PAGE + 1):
+        await start_all(store, *some(first_ms=NOW - LED_MS - SECOND - 40 * number))
+    await store.maintain(NOW)
+    assert rests == [LEADERS_REST_SECONDS] * 2
+    assert await outside() == (set(), set())
 
 
 async def test_upkeep_goes_on_where_it_was_and_leaves_the_past_to_whoever_asks_what_runs(

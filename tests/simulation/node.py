@@ -147,7 +147,9 @@ class Node:
             self._trace.violate("parts", str(self.scheduler.not_ready()))
 
     def _end(self) -> None:
-        self.scheduler = None
+        if self.scheduler is not None:
+            self._rows.dead.add(self.scheduler._kernel.boot_id)
+            self.scheduler = None
         if self._link is not None:
             self._link.cut()
         self._loop.kill(self._group)

@@ -65,6 +65,10 @@ class Rows:
         self._running: dict[str, dict[str, None]] = {}
         self._settled: dict[str, int] = {}
         """The tokens of the settlements that are being looked at."""
+        self.dead: set[str] = set()
+        """The schedulers that were killed: what they last sent may be written long after, and it
+        runs nowhere, so that it counts against no limit.
+        """
         self.clock_set_back = False
         self.claims: Counter[str] = Counter()
         self.unsent: Counter[str] = Counter()
@@ -156,8 +160,9 @@ class Rows:
             self._trace.violate("I5", f"{job.id}: token {now.token} after {was.token}")
         self.starts[job.id, now.token] = Start(now.attempt, now.run_at_ms, now.worker_id)
         self.claims[job.id] += 1
-        self._running.setdefault(job.queue, {})[job.id] = None
-        self._check_limit(job.queue)
+        if job.owner not in self.dead:
+            self._running.setdefault(job.queue, {})[job.id] = None
+            self._check_limit(job.queue)
         early_ms = now.run_at_ms - self._clock.now_ms() - _AHEAD_MS
         if early_ms > 0 and not self.clock_set_back:
             self._trace.violate("I3", f"{job.id} is claimed {early_ms} ms too early")
@@ -179,7 +184,7 @@ class Rows:
         if key in self.ends:
             self._trace.violate("I6", f"{key} ended as {self.ends[key]}, and again as {now}")
         self.ends[key] = _end(was, now)
-        del self._running[job.queue][job.id]
+        self._running.get(job.queue, {}).pop(job.id, None)
         if was.cancel_requested and now.state not in (State.SUCCEEDED, State.CANCELLED):
             self._trace.violate("I18", f"{job.id} was asked to stop and became {now}")
         if now.state is State.DEAD and job.id not in self._tables.letters:
