@@ -68,8 +68,13 @@ class JobStore(Protocol):
     ) -> tuple[list[Running], Cursor | None]:
         """Return the lane's `running` rows among the next `limit` unfinished ones after `after`.
 
-        The cursor is where to go on; None means: there are no more.
+        The cursor is where to go on; None means: there are no more. Rows that an append has
+        started may be missing, but for those from before the last `find_started`.
         """
+        ...
+
+    async def find_started(self) -> None:
+        """Let `running` return all that runs now, what an append has started too."""
         ...
 
     async def claim(

@@ -84,6 +84,7 @@ class Sweeper:
             await self.recover.wait()
             self.recover.clear()
             try:
+                await self._kernel.store.find_started()
                 for name in list(self._kernel.residents.lanes):
                     await self._recover(name)
                 if not self.recover.is_set():

@@ -55,9 +55,14 @@ class MemoryJobs:
         self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
     ) -> tuple[list[Running], Cursor | None]:
         """Return the lane's `running` rows among the next `limit` unfinished ones."""
-        page = list(islice(self._unfinished(lane, shards, after, until_ms), limit))
+        rows = self._unfinished(lane, shards, after, until_ms)
+        page = list(islice((job for job in rows if job.id not in self._tables.aside), limit))
         more = (page[-1].run_at_ms, page[-1].id) if len(page) == limit else None
         return [self._running(job) for job in page if job.state is State.RUNNING], more
+
+    async def find_started(self) -> None:
+        """Let `running` return all that runs now, what an append has started too."""
+        self._tables.aside.clear()
 
     async def claim(
         self, jobs: Sequence[Waiting], workers: Sequence[str], owner: str, now_ms: int
@@ -156,7 +161,8 @@ class MemoryJobs:
         owner, workers = submission.start
         answers: list[Appended] = []
         for new, worker_id in zip(submission.jobs, workers, strict=False):
-            self._claim(0, new.waiting, worker_id, owner, now_ms)
+            if self._claim(0, new.waiting, worker_id, owner, now_ms) is not None:
+                self._tables.aside.add(new.id)
             job = self._tables.jobs[new.id]
             ours = job.state is State.RUNNING and job.owner == owner
             token = job.fencing_token if ours else 0
@@ -242,6 +248,7 @@ class MemoryJobs:
         job = self._tables.jobs.get(success.id)
         if job is None or job.fencing_token != success.fencing_token:
             return False
+        self._tables.aside.discard(job.id)
         if job.state is State.RUNNING:
             job.result, job.error = success.result, None
             self._tables.finish(job, State.SUCCEEDED, at_ms, None)
@@ -258,6 +265,7 @@ class MemoryJobs:
         if job.state is not State.RUNNING:
             applied = (job.attempt, job.failures, job.lost_leases, job.releases)
             return job.state is state and applied == counters
+        self._tables.aside.discard(job.id)
         job.attempt, job.failures, job.lost_leases, job.releases = counters
         job.error = settlement.error
         if job.attempt:

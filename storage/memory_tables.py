@@ -104,6 +104,8 @@ class Tables:
         self.shards = {shard: ShardRow(0, None, 0) for shard in range(shards)}
         self.api_keys: dict[str, ApiKey] = {}
         self.audit_log: list[tuple[int, str, str, str]] = []
+        self.aside: set[str] = set()
+        """What an append has started: `running` passes it by until it is looked for."""
         self.by_time = Index(self._is_by_time)
         self._lanes: dict[str, Index] = {}
         self._unfinished: dict[str, dict[str, None]] = {}

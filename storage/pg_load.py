@@ -7,9 +7,8 @@ order; a LATERAL asks each for a share of the page rather than the whole of it (
 shard that belong there: those shards alone are read on, each from where it is, with doubled shares.
 Jobs that were submitted together share a shard, so this is the usual case, not the rare one.
 
-Jobs that were started together when they were written are not in the index (`pg_copy`). Nobody
-needs to find them there who doesn't look for running jobs: before that, whatever of them still runs
-is put in.
+Jobs that were started together when they were written are not in the index (`pg_copy`). Only who
+looks for running jobs needs to find them there, and has them put in first (`find_started`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from operator import itemgetter
 from typing import Final
 
 from tickwheel.core.ids import scheduled_at_of
-from tickwheel.core.job import CURSOR_START, Cursor, Job, Running, Waiting, lane_parts
+from tickwheel.core.job import Cursor, Job, Running, Waiting, lane_parts
 
 from .link import Link, Row
 from .partitions import END_MS
@@ -38,7 +37,7 @@ _NEVER = (inf, None)
 
 
 class PgLoad(PgBase):
-    """`core.ports.JobStore`: load, running, count_waiting, find, get."""
+    """`core.ports.JobStore`: load, running, find_started, count_waiting, find, get."""
 
     async def load(
         self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
@@ -63,11 +62,13 @@ class PgLoad(PgBase):
         self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
     ) -> tuple[list[Running], Cursor | None]:
         """Return the lane's `running` rows among the next `limit` unfinished ones."""
-        if after == CURSOR_START:
-            await self._on_rows(lambda link: self._index_led(link, 0, END_MS))
         rows = await self._page("unfinished", lane, shards, after, until_ms, limit)
         more = (rows[-1][_RUN_AT], str(rows[-1][_ID])) if len(rows) == limit else None
         return [_running(lane, row) for row in rows if row[_IS_RUNNING]], more
+
+    async def find_started(self) -> None:
+        """Let `running` return all that runs now, what an append has started too."""
+        await self._on_rows(lambda link: self._index_led(link, 0, END_MS))
 
     async def count_waiting(
         self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, count_max: int

@@ -73,7 +73,7 @@ class PgUpkeep(PgLoad):
                     place = await self._pool.run(page)
                     if place is not None:
                         await self._sleep(LEADERS_REST_SECONDS)
-            # Who comes later into the range before that is found by `running`.
+            # Who comes later into the range before that is found by `find_started`.
             self._led_ms = until_ms
 
     async def _retire(self, now_ms: int) -> dict[str, int]:

@@ -6,14 +6,14 @@ The keys are the names of the targets. A target without a text has an empty cell
 from __future__ import annotations
 
 LIMITS: dict[str, str] = {
-    "end to end, batch": "two cores, some 80 % busy: scheduler and Postgres take about as much each, "
-    "wait for each other now and then, and both for the disk",
+    "end to end, batch": "the scheduler's one thread, 80 to 88 % busy beside a second core that "
+    "Postgres, the workers and the load share: each waits for the other now and then",
     "end to end, one job per POST": "the scheduler's one core: a packet in and one out for each "
     "job, and commits of some 40 jobs where hundreds would be cheaper",
     "CPU per job at full speed, scheduler": "Python's interpreter: the profile is flat, no "
     "function over 7 %",
-    "CPU per job at full speed, all": "Postgres has nearly half of it: two row versions, three "
-    "index entries, 0.7 KB of WAL a job",
+    "CPU per job at full speed, all": "half of it is the scheduler's; Postgres has 30 %: two row "
+    "versions, one index entry, 0.46 KB of WAL a job",
     "CPU per job at 10,000/s uniform, all": "small batches: 20 to 30 commits per 1,000 "
     "jobs, and a claim for each job",
     "fire lag with 10 M waiting, p50": "the rest of 2 ms after an answer, the claim's commit "

@@ -123,10 +123,20 @@ async def test_what_was_started_runs_and_does_not_wait(store: Store) -> None:
     [row] = await start_all(store, started(new_job()))
     assert await loaded_ids(store) == []
     assert await store.claim([row.waiting], ["worker-2"], "boot-b", NOW) == [None]
+    assert await store.running(LANE, range(8), CURSOR_START, NOW + SECOND, 10) == ([], None)
+    await store.find_started()
     running, _ = await store.running(LANE, range(8), CURSOR_START, NOW + SECOND, 10)
     assert [(each.id, each.fencing_token, each.owner, each.attempt) for each in running] == [
         (row.id, row.fencing_token, OWNER, 1)
     ]
+
+
+async def test_what_goes_on_after_a_start_is_found_as_ever(store: Store) -> None:
+    retried, ended = await start_all(store, started(new_job(), new_job()))
+    await settle(store, ended, State.SUCCEEDED)
+    await claim(store, await retry(store, retried, NOW))
+    running, _ = await store.running(LANE, range(8), CURSOR_START, NOW + SECOND, 10)
+    assert [(each.id, each.attempt) for each in running] == [(retried.id, 2)]
 
 
 async def test_each_job_gets_its_own_worker_on_whatever_day(store: Store) -> None:

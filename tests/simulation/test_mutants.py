@@ -145,6 +145,16 @@ def test_starts_that_nobody_heard_of_and_nobody_looks_for_are_caught(
     assert caught(shape=replace(_BUSY, max_running=(None, None)), faults=_DOUBTFUL) == "I4"
 
 
+def test_a_recovery_that_does_not_look_for_what_was_started_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(_: MemoryStore) -> None:
+        return
+
+    monkeypatch.setattr(MemoryStore, "find_started", nothing)
+    assert caught(shape=replace(_BUSY, max_running=(None, None))) == "I4"
+
+
 def test_running_rows_that_nobody_adopts_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sweeper, "_adopt", lambda *_: None)
     assert caught(shape=replace(_BUSY, max_running=(None, None))) == "I4"
