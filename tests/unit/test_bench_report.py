@@ -67,6 +67,12 @@ def test_a_target_shows_what_was_measured_and_its_share_of_the_goal() -> None:
     assert row(text, "CPU per job at full speed, all")[4:6] == ["40 µs", "75%"]
 
 
+@pytest.mark.parametrize(("rate", "met"), [(9_995, True), (9_980, False)])
+def test_a_rate_is_met_but_for_the_way_of_the_last_jobs(rate: float, met: bool) -> None:
+    [target] = [each for each in targets.TARGETS if each.name == "end to end, one job per POST"]
+    assert target.met(rate) is met
+
+
 def test_a_target_below_its_floor_says_so() -> None:
     text = targets.table(results(B_batch_40k=[measured(done_per_second=30_000)]))
     assert row(text, "end to end, batch")[5] == "50%, **below the floor**"
