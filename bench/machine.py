@@ -161,14 +161,11 @@ class Noise:
         except OSError:
             fields = []
         ticks = int(fields[8]) if len(fields) > 8 else 0
-        load, yard_ms = (
-            round(os.getloadavg()[0], 2),
-            statistics.median(map(_yard_ms, range(_YARDS))),
-        )
-        return cls(load, ticks / os.sysconf("SC_CLK_TCK"), yard_ms)
+        load, steal_seconds = round(os.getloadavg()[0], 2), ticks / os.sysconf("SC_CLK_TCK")
+        return cls(load, steal_seconds, statistics.median(_yard_ms() for _ in range(_YARDS)))
 
 
-def _yard_ms(_: int) -> float:
+def _yard_ms() -> float:
     """Return the CPU milliseconds of a piece of Python: strings and tuples through a small dict."""
     started = time.process_time()
     kept: dict[str, tuple[int, str]] = {}

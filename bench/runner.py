@@ -94,8 +94,7 @@ def _one(phase: Phase, note: Note, console: Console) -> Run:
         measurement = Measurement(figures={}, checks=[check])
     gc.collect()
     seconds, after = time.monotonic() - started, Noise.now()
-    yard_ms = (before.yardstick_ms + after.yardstick_ms) / 2
-    measurement.figures["yardstick_ms"] = yard_ms
+    measurement.figures["yardstick_ms"] = (before.yardstick_ms + after.yardstick_ms) / 2
     stolen = after.steal_seconds - before.steal_seconds
     steal = stolen / (seconds * (os.cpu_count() or 1))
     return Run.of(measurement, at.isoformat(timespec="seconds"), seconds, before.load, steal)

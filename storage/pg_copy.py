@@ -91,7 +91,8 @@ def stream(jobs: Sequence[NewJob], claiming: Claiming | None = None) -> bytes:
         kinds = _each(partial(_kind, claiming is not None), queues, tasks, priorities, attempts)
         pieces: list[Iterable[bytes]] = [kinds, own, args, _each(_rare, expires, *rare)]
         if claiming is not None:
-            pieces.append(_claims(scheduled, rare[-2], claiming))
+            *_, schedule_ids, _ = rare
+            pieces.append(_claims(scheduled, schedule_ids, claiming))
         return b"".join((_START, *chain.from_iterable(zip(*pieces, strict=False)), _END))
     except (struct.error, ValueError) as error:
         raise asyncpg.DataError(f"a row can't be sent: {error}") from error

@@ -6,6 +6,9 @@ running statements, and then dropped under a lock, unless a straggler came in af
 attached again. A step that would have to wait is left for the next time. Past twice the retention
 a partition that live rows still pin has its finished rows deleted.
 
+What was started when it was written and still runs is put into the index of the pending set, so
+that there is never much to look through for it (`pg_copy`).
+
 Everything else is deleted in pages, `PAGES_MAX` at a time.
 """
 

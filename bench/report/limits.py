@@ -6,7 +6,7 @@ The keys are the names of the targets. A target without a text has an empty cell
 from __future__ import annotations
 
 LIMITS: dict[str, str] = {
-    "end to end, batch": "the scheduler's one thread, 80 to 88 % busy beside a second core that "
+    "end to end, batch": "the scheduler's one thread, 70 to 88 % busy beside a second core that "
     "Postgres, the workers and the load share: each waits for the other now and then",
     "end to end, one job per POST": "the scheduler's one core: a packet in and one out for each "
     "job, and commits of some 40 jobs where hundreds would be cheaper",

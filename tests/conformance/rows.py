@@ -21,6 +21,7 @@ from tickwheel.core.job import (
     JobFilter,
     NewJob,
     Settlement,
+    Start,
     State,
     Submission,
     Success,
@@ -100,6 +101,18 @@ def end_of(row: Job, state: State, **fields: Any) -> End:
 async def add(store: Store, *jobs: NewJob) -> None:
     [answer] = await store.append([Submission(jobs)], NOW)
     assert answer == [Appended(job.id, job.run_at_ms, False) for job in jobs]
+
+
+def started(*jobs: NewJob, workers: Sequence[str] = (), owner: str = OWNER) -> Submission:
+    return Submission(jobs, start=Start(owner, workers or ["worker-1"] * len(jobs)))
+
+
+async def start_all(store: Store, submission: Submission, now_ms: int = NOW) -> list[Job]:
+    """Append a submission that starts; return its rows."""
+    [answer] = await store.append([submission], now_ms)
+    rows = [await row_of(store, job.id) for job in submission.jobs]
+    assert answer == [Appended(row.id, row.run_at_ms, False, row.fencing_token) for row in rows]
+    return rows
 
 
 async def submit(store: Store, job: NewJob, job_key: IdempotencyKey, now_ms: int = NOW) -> Appended:

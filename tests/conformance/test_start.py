@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -22,6 +21,8 @@ from conformance.rows import (
     retry,
     row_of,
     settle,
+    start_all,
+    started,
 )
 
 from tickwheel.core.job import (
@@ -30,23 +31,10 @@ from tickwheel.core.job import (
     Job,
     JobOptions,
     NewJob,
-    Start,
     State,
     Submission,
 )
 from tickwheel.core.ports import Store
-
-
-def started(*jobs: NewJob, workers: Sequence[str] = (), owner: str = OWNER) -> Submission:
-    return Submission(jobs, start=Start(owner, workers or ["worker-1"] * len(jobs)))
-
-
-async def start_all(store: Store, submission: Submission, now_ms: int = NOW) -> list[Job]:
-    """Append a submission that starts; return its rows."""
-    [answer] = await store.append([submission], now_ms)
-    rows = [await row_of(store, job.id) for job in submission.jobs]
-    assert answer == [Appended(row.id, row.run_at_ms, False, row.fencing_token) for row in rows]
-    return rows
 
 
 async def start_first(

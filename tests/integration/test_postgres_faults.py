@@ -38,11 +38,6 @@ SPEC = ScheduleSpec(template=JobTemplate("report"), interval_ms=60_000)
 
 
 @pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
 def store(postgres_dsn: str, schema: str, runner: asyncio.Runner) -> Iterator[PostgresStore]:
     with opened(runner, postgres_dsn, schema, sleep=no_pause) as store:
         yield store

@@ -13,29 +13,24 @@ from conformance.rows import (
     HOUR,
     LANE,
     NOW,
-    OWNER,
     SECOND,
     SHARDS,
     end_of,
     new_job,
     retry,
-    row_of,
     settle,
+    start_all,
+    started,
 )
 
-from tickwheel.core.job import CURSOR_START, Job, NewJob, Start, State, Submission
+from tickwheel.core.job import CURSOR_START, Job, NewJob, State, Submission
 from tickwheel.storage import PostgresStore
 from tickwheel.storage.link import Link
 from tickwheel.storage.pg_copy import LED_MIN, LED_SPAN_MS_MAX
 from tickwheel.storage.pg_load import LEADERS_PAGE
 from tickwheel.storage.pg_upkeep import LEADERS_REST_SECONDS, LED_MS
 
-from .postgres_kit import new_schema, opened, query
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
+from .postgres_kit import opened, query
 
 
 @pytest.fixture
@@ -71,13 +66,6 @@ def outside(postgres_dsn: str, schema: str) -> Any:
     return ask
 
 
-async def start_all(store: PostgresStore, *jobs: NewJob) -> list[Job]:
-    """Append jobs that all start at once; return their rows."""
-    start = Start(OWNER, ["worker-1"] * len(jobs))
-    await store.append([Submission(jobs, start=start)], NOW)
-    return [await row_of(store, job.id) for job in jobs]
-
-
 def some(count: int = LED_MIN, first_ms: int = NOW, **fields: Any) -> list[NewJob]:
     return [new_job(first_ms + n, shard=n % len(SHARDS), **fields) for n in range(count)]
 
@@ -97,8 +85,7 @@ async def test_their_rows_are_outside_the_index_and_the_first_leads(
 ) -> None:
     jobs = some()
     waiting = new_job()
-    start = Start(OWNER, ["worker-1"] * len(jobs))
-    await store.append([Submission((waiting,)), Submission((*reversed(jobs),), start=start)], NOW)
+    await store.append([Submission((waiting,)), started(*reversed(jobs))], NOW)
     assert await outside() == (ids(jobs), {jobs[0].id})
 
 
@@ -114,7 +101,7 @@ async def test_their_rows_are_outside_the_index_and_the_first_leads(
 async def test_those_that_would_not_be_found_so_are_in_the_index(
     store: PostgresStore, outside: Any, jobs: list[NewJob]
 ) -> None:
-    await start_all(store, *jobs)
+    await start_all(store, started(*jobs))
     assert await outside() == (set(), set())
     assert await running(store) == ids(jobs)
 
@@ -122,7 +109,7 @@ async def test_those_that_would_not_be_found_so_are_in_the_index(
 async def test_their_ends_are_heap_only(
     store: PostgresStore, postgres_dsn: str, schema: str
 ) -> None:
-    rows = await start_all(store, *some(100, schedule_id=None))
+    rows = await start_all(store, started(*some(100, schedule_id=None)))
     where = f"SELECT id::text, ctid::text FROM {schema}.jobs"
     before = dict(await query(postgres_dsn, where))
     await store.settle([end_of(row, State.SUCCEEDED) for row in rows])
@@ -134,8 +121,8 @@ async def test_their_ends_are_heap_only(
 
 async def test_whoever_asks_what_runs_finds_all_of_them(store: PostgresStore, outside: Any) -> None:
     one, two = some(), some(3 * LED_MIN, NOW - DAY)
-    await start_all(store, *one)
-    rows = await start_all(store, *two)
+    await start_all(store, started(*one))
+    rows = await start_all(store, started(*two))
     await store.settle([end_of(row, State.SUCCEEDED) for row in rows[:5]])
     assert await running(store) == ids(one) | ids(two[5:])
     assert await outside() == (set(), set())
@@ -144,7 +131,7 @@ async def test_whoever_asks_what_runs_finds_all_of_them(store: PostgresStore, ou
 async def test_rows_that_have_ended_are_not_touched_again_but_for_the_leader(
     store: PostgresStore, postgres_dsn: str, schema: str
 ) -> None:
-    rows = await start_all(store, *some())
+    rows = await start_all(store, started(*some()))
     await store.settle([end_of(row, State.SUCCEEDED) for row in rows])
     versions = f"SELECT id::text, ctid::text FROM {schema}.jobs"
     before = dict(await query(postgres_dsn, versions))
@@ -157,7 +144,7 @@ async def test_more_leaders_than_a_page_has_are_followed(
     store: PostgresStore, outside: Any
 ) -> None:
     groups = [some(LED_MIN, NOW - 40 * number) for number in range(2 * LEADERS_PAGE + 1)]
-    await asyncio.gather(*[start_all(store, *jobs) for jobs in groups])
+    await asyncio.gather(*[start_all(store, started(*jobs)) for jobs in groups])
     assert await running(store, 10_000) == set().union(*map(ids, groups))
     assert await outside() == (set(), set())
 
@@ -166,8 +153,8 @@ async def test_one_who_leads_further_than_those_asked_for_still_leads(
     store: PostgresStore, outside: Any
 ) -> None:
     early, late = some(LED_MIN, NOW), some(LED_MIN, NOW + 2)
-    await start_all(store, *early)
-    await start_all(store, *late)
+    await start_all(store, started(*early))
+    await start_all(store, started(*late))
     until_ms = early[-1].run_at_ms
     await store._pool.run(lambda link: store._index_led(link, 0, until_ms))
     assert await outside() == (ids([late[0], *late[-2:]]), {late[0].id})
@@ -176,8 +163,8 @@ async def test_one_who_leads_further_than_those_asked_for_still_leads(
 
 async def test_upkeep_puts_in_those_that_run_for_long(store: PostgresStore, outside: Any) -> None:
     long, young = some(first_ms=NOW - LED_MS - SECOND), some(first_ms=NOW - LED_MS + 1)
-    await start_all(store, *long)
-    await start_all(store, *young)
+    await start_all(store, started(*long))
+    await start_all(store, started(*young))
     await store.maintain(NOW)
     assert await outside() == (ids(young), {young[0].id})
 
@@ -186,7 +173,7 @@ async def test_upkeep_rests_after_each_page_of_leaders(
     store: PostgresStore, rests: list[float], outside: Any
 ) -> None:
     for number in range(2 * LEADERS_PAGE + 1):
-        await start_all(store, *some(first_ms=NOW - LED_MS - SECOND - 40 * number))
+        await start_all(store, started(*some(first_ms=NOW - LED_MS - SECOND - 40 * number)))
     await store.maintain(NOW)
     assert rests == [LEADERS_REST_SECONDS] * 2
     assert await outside() == (set(), set())
@@ -197,17 +184,32 @@ async def test_upkeep_goes_on_where_it_was_and_leaves_the_past_to_whoever_asks_w
 ) -> None:
     await store.maintain(NOW)
     late, next_ = some(first_ms=NOW - LED_MS - SECOND), some(first_ms=NOW - LED_MS)
-    await start_all(store, *late)
-    await start_all(store, *next_)
+    await start_all(store, started(*late))
+    await start_all(store, started(*next_))
     await store.maintain(NOW + SECOND)
     assert await outside() == (ids(late), {late[0].id})
     assert await running(store) == ids(late) | ids(next_)
 
 
+async def test_upkeep_goes_on_the_next_time_where_a_partition_was_dropped_under_its_hands(
+    store: PostgresStore, outside: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start_all(store, started(*some(first_ms=NOW - LED_MS - SECOND)))
+
+    async def gone(*_: Any, **__: Any) -> list[str]:
+        return ["jobs_19990101"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._partitions, "live", gone)
+        await store.maintain(NOW)
+    await store.maintain(NOW)
+    assert await outside() == (set(), set())
+
+
 async def test_a_partition_where_one_leads_is_not_noted_as_drained(
     store: PostgresStore, postgres_dsn: str, schema: str
 ) -> None:
-    rows = await start_all(store, *some(first_ms=NOW - 3 * DAY))
+    rows = await start_all(store, started(*some(first_ms=NOW - 3 * DAY)))
     await store.settle([end_of(row, State.SUCCEEDED) for row in rows[1:]])
     name = next(
         row[0] for row in await query(postgres_dsn, f"SELECT min(name) FROM {schema}.partitions")
@@ -225,7 +227,7 @@ async def test_a_partition_where_one_leads_is_not_noted_as_drained(
 async def test_a_leader_that_moves_away_leaves_nobody_behind(
     store: PostgresStore, outside: Any
 ) -> None:
-    leader, *others = await start_all(store, *some())
+    leader, *others = await start_all(store, started(*some()))
     waiting = await retry(store, leader, NOW + SECOND)
     moved = await store.reschedule(waiting.id, NOW + 2 * DAY, NOW)
     assert moved is not None
@@ -237,7 +239,7 @@ async def test_a_leader_that_moves_away_leaves_nobody_behind(
 async def test_a_leader_is_not_deleted_with_the_finished_rows_of_an_old_partition(
     store: PostgresStore, postgres_dsn: str, outside: Any
 ) -> None:
-    leader, *others = await start_all(store, *some())
+    leader, *others = await start_all(store, started(*some()))
     await settle(store, leader, State.SUCCEEDED)
     [name] = {part[0] for part in await _partition(store, leader.scheduled_at_ms)}
     sql = store._sql("partition_delete_finished", name)
@@ -253,7 +255,7 @@ async def _partition(store: PostgresStore, time_ms: int) -> list[tuple[str, Sequ
 async def test_ends_and_the_search_for_what_runs_do_not_hinder_each_other(
     store: PostgresStore, outside: Any
 ) -> None:
-    rows = await start_all(store, *some(400, NOW - 400))
+    rows = await start_all(store, started(*some(400, NOW - 400)))
     batches = [rows[start::8] for start in range(8)]
     ended = await asyncio.gather(
         *[store.settle([end_of(row, State.SUCCEEDED) for row in batch]) for batch in batches],

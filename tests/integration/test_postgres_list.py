@@ -16,14 +16,9 @@ from tickwheel.storage.link import Link
 from tickwheel.storage.partitions import partition_name
 from tickwheel.storage.pg_list import _Page
 
-from .postgres_kit import new_schema, opened
+from .postgres_kit import opened
 
 TODAY = NOW - NOW % DAY
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
 
 
 @pytest.fixture

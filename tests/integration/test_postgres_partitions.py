@@ -32,14 +32,9 @@ from tickwheel.storage.link import Link
 from tickwheel.storage.partitions import partition_name
 from tickwheel.storage.statements import identifier
 
-from .postgres_kit import new_schema, opened, query
+from .postgres_kit import opened, query
 
 TODAY = NOW - NOW % DAY
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
 
 
 @pytest.fixture

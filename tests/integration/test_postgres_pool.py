@@ -31,11 +31,6 @@ from .postgres_kit import new_schema, no_pause, opened, query
 
 
 @pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
 def store(postgres_dsn: str, schema: str, runner: asyncio.Runner) -> Iterator[PostgresStore]:
     with opened(runner, postgres_dsn, schema, sleep=no_pause) as store:
         yield store

@@ -11,15 +11,10 @@ from conformance.rows import SHARDS, eventually
 from tickwheel.storage import PostgresStore
 from tickwheel.storage.link import Link
 
-from .postgres_kit import new_schema, opened, query
+from .postgres_kit import opened, query
 
 HOUR_MS = 3_600_000
 LIFE = "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)"
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
 
 
 @pytest.fixture

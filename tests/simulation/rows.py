@@ -62,7 +62,8 @@ class Rows:
         """Committed claims."""
         self.ends: dict[Key, str] = {}
         """How each attempt ended: `succeeded`, `failed`, `lost`, `released`, `cancelled`."""
-        self._running: dict[str, dict[str, None]] = {}
+        self._running: dict[str, dict[str, bool]] = {}
+        """By queue and job: whether it counts against the limit."""
         self._settled: dict[str, int] = {}
         """The tokens of the settlements that are being looked at."""
         self.dead: set[str] = set()
@@ -160,9 +161,8 @@ class Rows:
             self._trace.violate("I5", f"{job.id}: token {now.token} after {was.token}")
         self.starts[job.id, now.token] = Start(now.attempt, now.run_at_ms, now.worker_id)
         self.claims[job.id] += 1
-        if job.owner not in self.dead:
-            self._running.setdefault(job.queue, {})[job.id] = None
-            self._check_limit(job.queue)
+        self._running.setdefault(job.queue, {})[job.id] = job.owner not in self.dead
+        self._check_limit(job.queue)
         early_ms = now.run_at_ms - self._clock.now_ms() - _AHEAD_MS
         if early_ms > 0 and not self.clock_set_back:
             self._trace.violate("I3", f"{job.id} is claimed {early_ms} ms too early")
@@ -173,7 +173,7 @@ class Rows:
         """Judge the queue's limit, as long as the clock was never set back: a scheduler that starts
         after that can't see the rows that run before their time.
         """
-        most, running = self._tables.queues[queue].max_running, len(self._running[queue])
+        most, running = self._tables.queues[queue].max_running, sum(self._running[queue].values())
         if most is not None and running > most and not self.clock_set_back:
             self._trace.violate("I15", f"{running} of {queue} run, not {most}")
 
@@ -184,7 +184,7 @@ class Rows:
         if key in self.ends:
             self._trace.violate("I6", f"{key} ended as {self.ends[key]}, and again as {now}")
         self.ends[key] = _end(was, now)
-        self._running.get(job.queue, {}).pop(job.id, None)
+        del self._running[job.queue][job.id]
         if was.cancel_requested and now.state not in (State.SUCCEEDED, State.CANCELLED):
             self._trace.violate("I18", f"{job.id} was asked to stop and became {now}")
         if now.state is State.DEAD and job.id not in self._tables.letters:

@@ -61,7 +61,7 @@ def test_a_run_says_how_fast_the_machine_was_right_before_and_after_it(
 
 
 def test_the_yardstick_takes_cpu_time_whatever_the_machine() -> None:
-    assert 0 < Noise.now().yardstick_ms < 10_000
+    assert Noise.now().yardstick_ms > 0
 
 
 def test_a_run_that_failed_is_not_repeated(record: Record) -> None:
