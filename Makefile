@@ -27,7 +27,8 @@ check: $(VENV)/.dev ## format, lint, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# ONLY='C 10k*' picks phases, SAVE=name keeps a baseline; the report is docs/benchmarks.md.
+# ONLY='C 10k*' measures these phases, now and anew, SAVE=name keeps a baseline; the report is
+# docs/benchmarks.md, written once no phase of the ladder is missing.
 BENCH = $(BIN)/python -m tickwheel.bench
 SAVED = $(if $(SAVE),--benchmark-storage=file://bench/results/micro --benchmark-save='$(SAVE)')
 PICKED = $(if $(ONLY),--only '$(ONLY)')

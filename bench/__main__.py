@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,11 @@ import uvloop
 from rich.console import Console
 
 from tickwheel.bench import ladder, machine, record, runner
+from tickwheel.bench.bodies import PLACES
 from tickwheel.bench.phase import Phase
 from tickwheel.bench.rate import Offer, show
-from tickwheel.bench.record import Record, Results
+from tickwheel.bench.record import Kind, Record, Results
+from tickwheel.core.workers import SLOTS_MAX
 
 START_SECONDS = 10.0
 CONSOLE = Console(stderr=not sys.stdout.isatty())
@@ -34,8 +37,12 @@ def main() -> None:
 def _measuring(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that all commands which run phases share."""
     for option in (
-        click.option("--only", multiple=True, metavar="PATTERN", help="Only phases like 'C 10k*'."),
-        click.option("--again", multiple=True, metavar="PATTERN", help="Measure these anew."),
+        click.option(
+            "--only",
+            multiple=True,
+            metavar="PATTERN",
+            help="Only phases like 'C 10k*', and these anew.",
+        ),
         click.option("--repeats", type=click.IntRange(1), help="Runs of each phase, at least."),
         click.option("--results", "folder", type=_FOLDER, default=Path("bench/results")),
         click.option("--docs", type=_FOLDER, default=Path("docs")),
@@ -53,10 +60,9 @@ def quick(**options: Any) -> None:
 
 @main.command("ladder")
 @_measuring
-@click.option("--resume", is_flag=True, help="Keep what this commit has already.")
-def ladder_(resume: bool, **options: Any) -> None:
+def ladder_(**options: Any) -> None:
     """All shapes with phases of a minute, within forty minutes."""
-    _measure("bench", ladder.LADDER, resume=resume, **options)
+    _measure("bench", ladder.LADDER, resume=False, **options)
 
 
 @main.command()
@@ -67,48 +73,45 @@ def full(**options: Any) -> None:
 
 
 def _measure(
-    kind: str,
+    kind: Kind,
     phases: Sequence[Phase],
     *,
     resume: bool,
     only: Sequence[str],
-    again: Sequence[str],
     repeats: int | None,
     folder: Path,
     docs: Path,
 ) -> None:
-    """Run the phases asked for, write the report; exit 1 if a check of one of them failed."""
+    """Run the phases asked for; exit 1 if a check of one of them failed.
+
+    The report is written from a record that has all phases: a part of them takes no page's place.
+    """
     asked = [
         replace(phase, repeats=max(phase.repeats, repeats or 1))
         for phase in phases
-        if not only or _like(phase.name, only)
+        if not only or any(fnmatch.fnmatchcase(phase.name, pattern) for pattern in only)
     ]
     if not asked:
         raise click.BadParameter("no phase is like that: see `list`", param_hint="--only")
-    prefix = "quick-" if kind == "quick" else ""
-    kept = _open(folder, prefix, kind)
-    for phase in asked:
-        if not resume or _like(phase.name, again):
-            kept.forget(phase.name)
+    kept = _open(folder, kind)
     CONSOLE.print(f"{kept.path}: {sum(phase.seconds * phase.repeats for phase in asked):,.0f} s")
-    try:
-        runner.run(kept, asked, CONSOLE)
-    finally:
-        if kept.results.phases:
-            _write_report(kept.path, record.newest(folder, "peers-"), docs)
+    runner.run(kept, asked, CONSOLE, anew=bool(only) or not resume)
+    if all(kept.results.runs(phase.name) for phase in phases):
+        _write_report(kept.path, record.newest(folder, "peers-"), docs)
+    else:
+        how = f"python -m tickwheel.bench report {kept.path}"
+        CONSOLE.print(f"phases are missing; to render it: {how}", soft_wrap=True, markup=False)
     _end(kept.results, {phase.name for phase in asked})
 
 
-def _like(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _open(folder: Path, prefix: str, kind: str) -> Record:
+def _open(folder: Path, kind: Kind) -> Record:
     """Return the record of this commit as it is, or a new one."""
+    prefix = "quick-" if kind == "quick" else ""
     commit, now = machine.commit(), datetime.now(UTC)
     path = record.find(folder, commit, prefix)
     if path is not None:
-        results = record.read(path)
+        with _refused_in_one_line():
+            results = record.read(path)
         results.kind = kind
         return Record(path, results)
     results = Results(
@@ -130,18 +133,27 @@ def _end(results: Results, names: set[str]) -> None:
         raise SystemExit(1)
 
 
+# A trial reads what is due within three hours (`trial.RANGE_SECONDS`).
+_SECONDS, _LEAD = click.FloatRange(1, 7_200), click.FloatRange(0, 3_600)
+_RATE = click.FloatRange(0, 1_000_000, min_open=True)
+_WORKERS, _SLOTS = click.IntRange(1), click.IntRange(1, SLOTS_MAX)
+_BATCH = click.IntRange(1, PLACES)
+
+
 @main.command()
-@click.option("--rate", default=10_000.0, show_default=True, help="Jobs a second.")
-@click.option("--seconds", default=30.0, show_default=True, help="For how long.")
-@click.option("--batch", default=200, show_default=True, help="Jobs per POST.")
+@click.option("--rate", type=_RATE, default=10_000.0, show_default=True, help="Jobs a second.")
+@click.option("--seconds", type=_SECONDS, default=30.0, show_default=True, help="For how long.")
+@click.option("--batch", type=_BATCH, default=200, show_default=True, help="Jobs per POST.")
 @click.option("--single", is_flag=True, help="One job per POST.")
-@click.option("--workers", default=2, show_default=True, help="Worker processes.")
-@click.option("--slots", default=4_000, show_default=True, help="Slots of each.")
-@click.option("--lead", default=0.0, show_default=True, help="Due so many seconds later.")
+@click.option("--workers", type=_WORKERS, default=2, show_default=True, help="Worker processes.")
+@click.option("--slots", type=_SLOTS, default=4_000, show_default=True, help="Slots of each.")
+@click.option("--lead", type=_LEAD, default=0.0, show_default=True, help="Due so much later, s.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def rate(as_json: bool, **options: Any) -> None:
     """One open-loop run, kept nowhere."""
     offer = Offer(**options)
+    if not offer.plan().posts:
+        raise click.UsageError("that is not one POST")
     phase = Phase(f"{offer.rate:,.0f}/s", "B", offer.seconds + START_SECONDS, offer)
     run = runner.once(phase, CONSOLE)
     show(offer, run, as_json)
@@ -205,9 +217,20 @@ def _write_report(file: Path | None, peers_file: Path | None, docs: Path) -> Non
     text, plots = docs / "benchmarks.md", docs / "plots"
     if file is not None and file.name.startswith("quick-"):
         text, plots = file.with_suffix(".md"), file.with_suffix("")
-    page.write(record.read(file) if file else None, text, plots, peers_file)
+    with _refused_in_one_line():
+        page.write(record.read(file) if file else None, text, plots, peers_file)
     CONSOLE.print(f"report: {text}")
 
 
+@contextmanager
+def _refused_in_one_line() -> Iterator[None]:
+    """End with the text of a ValueError: a file is none of ours."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
 if __name__ == "__main__":
-    main()
+    with runner.ended_by_sigterm():
+        main()

@@ -3,10 +3,11 @@
     python -m tickwheel.bench.bare store '{"dsn": …, "table": "schema.name", "jobs": …, …}'
 
 takes `jobs` jobs through their lives in a table of the form of `jobs`: each batch is copied in,
-claimed and settled, each committed before the next, on `connections` connections that overlap. It
-is what any scheduler has to have done that keeps one row per job and charges an attempt before the
-job is sent, in the fewest statements, and nothing else: no HTTP, no wheel, no lease. It prints how
-many jobs are done as it goes, and at last {"cpu_seconds", "seconds", "settled"}.
+claimed and settled, each committed before the next, on `connections` connections that overlap. With
+`direct` the rows are copied in as claimed, as they are where a job finds a free slot when it is
+written. It is what any scheduler has to have done that keeps one row per job and charges an attempt
+before the job is sent, in the fewest statements, and nothing else: no HTTP, no wheel, no lease. It
+prints how many jobs are done as it goes, and at last {"cpu_seconds", "seconds", "settled"}.
 
     python -m tickwheel.bench.bare serve
 
@@ -65,20 +66,32 @@ COLUMNS: Final = (
     *("id", "scheduled_at", "run_at", "created_at"),
     *("shard", "priority", "max_attempts", "queue", "task", "args"),
 )
+STARTED: Final = (
+    *("state", "attempt", "fencing_token", "owner", "worker_id", "started_at"),
+    *("indexed", "leads_until"),
+)
+"""What follows where rows are copied in as claimed: the first leads, none is in the pending set."""
+_TOKEN: Final = 1 << 32
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _HEAD: Final = struct.pack("!11sii", b"PGCOPY\n\xff\r\n\0", 0, 0)
 _END: Final = struct.pack("!h", -1)
 # The number of columns, then each with its length before it.
 _ROW: Final = struct.Struct("!h i16s iq iq iq ih ih ih i5s i4s i80s".replace(" ", ""))
+_START: Final = struct.Struct("!i7s ih iq i4s i4s iq i?".replace(" ", ""))
 
 
-def rows(at: datetime, ids: list[bytes]) -> bytes:
+def rows(at: datetime, ids: list[bytes], direct: bool) -> bytes:
     """Return jobs in the binary form of COPY: one `pack` each."""
     us = (at - _EPOCH) // timedelta(microseconds=1)
     times = (8, us, 8, us, 8, us)
     rest = (2, 5, 2, 5, 5, b"bench", 4, b"noop", 80, ARGS)
     pack = _ROW.pack
-    packed = [pack(len(COLUMNS), 16, id_, *times, 2, id_[7] & (SHARDS - 1), *rest) for id_ in ids]
+    count = len(COLUMNS) + direct * len(STARTED)
+    packed = [pack(count, 16, id_, *times, 2, id_[7] & (SHARDS - 1), *rest) for id_ in ids]
+    if direct:
+        start = _START.pack(7, b"running", 2, 1, 8, _TOKEN, 4, b"bare", 4, b"bare", 8, us, 1, False)
+        led = start + struct.pack("!i", -1)
+        packed = [packed[0] + start + struct.pack("!iq", 8, us), *(row + led for row in packed[1:])]
     return b"".join((_HEAD, *packed, _END))
 
 
@@ -87,30 +100,35 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def take_through(
-    connection: asyncpg.Connection[Any], table: str, batches: Iterator[range]
+    connection: asyncpg.Connection[Any], table: str, batches: Iterator[range], direct: bool
 ) -> AsyncIterator[int]:
     """Take batches through their lives until there are none left; yield how many each settled."""
     schema, _, name = table.partition(".")
     claim = await connection.prepare(CLAIM.format(table=table))
     settle = await connection.prepare(SETTLE.format(table=table))
+    columns = (*COLUMNS, *STARTED) if direct else COLUMNS
     for numbers in batches:
         ms = time.time_ns() // 1_000_000
         at = datetime.fromtimestamp(ms // 1000, UTC) + timedelta(milliseconds=ms % 1000)
         head = ms << 80 | 7 << 76 | 2 << 62
         # In the order of the primary key, as all batches of the product are.
         ids = sorted((head | n % SHARDS << 64 | n).to_bytes(16, "big") for n in numbers)
+        data = _once(rows(at, ids, direct))
         await connection.copy_to_table(
-            name, schema_name=schema, columns=COLUMNS, source=_once(rows(at, ids)), format="binary"
+            name, schema_name=schema, columns=columns, source=data, format="binary"
         )
         times, texts = [at] * len(ids), [id_.hex() for id_ in ids]
-        tokens = [0] * len(ids)
-        for place, token, _, _ in await claim.fetch(times, texts):
-            tokens[place - 1] = token
+        tokens = [_TOKEN] * len(ids)
+        if not direct:
+            for place, token, _, _ in await claim.fetch(times, texts):
+                tokens[place - 1] = token
         await settle.fetch(times, texts, tokens)
         yield int(settle.get_statusmsg().split()[-1])
 
 
-async def store(dsn: str, table: str, jobs: int, batch: int, connections: int) -> None:
+async def store(
+    dsn: str, table: str, jobs: int, batch: int, connections: int, direct: bool
+) -> None:
     """Run the loop on all connections at once."""
     batches = (range(first, min(first + batch, jobs)) for first in range(0, jobs, batch))
     opened = [await asyncpg.connect(dsn, server_settings=PLANNER) for _ in range(connections)]
@@ -118,7 +136,7 @@ async def store(dsn: str, table: str, jobs: int, batch: int, connections: int) -
 
     async def work(connection: asyncpg.Connection[Any]) -> None:
         nonlocal settled, told
-        async for count in take_through(connection, table, batches):
+        async for count in take_through(connection, table, batches, direct):
             settled += count
             if time.monotonic() - told > TOLD_SECONDS:
                 told = time.monotonic()

@@ -1,6 +1,8 @@
 """The limits that the product's figures are compared with, measured in the same run.
 
-    store(jobs, batch)     the database alone: COPY, claim and settle by `bench.bare`; jobs a second
+    store(jobs, batch, direct)
+                           the database alone: COPY, claim and settle by `bench.bare`, or, `direct`,
+                           COPY as claimed and settle; jobs a second
     http(seconds, batch)   HTTP alone: `bench.bare`'s aiohttp server answers a constant to POSTs of
                            `batch` jobs; requests a second
 
@@ -36,7 +38,7 @@ CONNECTIONS: Final = 4
 _DONE: Final = f"SELECT count(*) FROM {TABLE} WHERE state = 'succeeded' AND attempt = 1"
 
 
-def store(jobs: int, batch: int, connections: int = CONNECTIONS) -> Run:
+def store(jobs: int, batch: int, direct: bool = False) -> Run:
     """Return the phase that takes `jobs` jobs through the bare loop, `batch` at a time."""
 
     async def run(note: Note) -> Measurement:
@@ -44,8 +46,9 @@ def store(jobs: int, batch: int, connections: int = CONNECTIONS) -> Run:
             await _make_table(running)
             sampler = Sampler.of(running)
             before = await sampler.read()
-            given = {"dsn": running.dsn, "table": TABLE, "jobs": jobs, "batch": batch}
-            with _bare("store", json.dumps(given | {"connections": connections})) as child:
+            given = {"jobs": jobs, "batch": batch, "direct": direct, "connections": CONNECTIONS}
+            where = {"dsn": running.dsn, "table": TABLE}
+            with _bare("store", json.dumps(where | given)) as child:
                 told, per_second = await _follow(child, jobs, note)
                 used = (await sampler.read()).cpu["postgres"] - before.cpu["postgres"]
             # Its sessions have ended: the counters are complete.
@@ -69,7 +72,7 @@ def store(jobs: int, batch: int, connections: int = CONNECTIONS) -> Run:
                 "second": list(map(float, range(len(per_second)))),
                 "done_per_second": per_second,
             },
-            settings={"jobs": jobs, "batch": batch, "connections": connections},
+            settings=given,
         )
 
     return run
@@ -119,7 +122,7 @@ async def _make_table(running: House) -> None:
     await schema.open()
     await schema.close()
     await running.connection.execute(
-        f"CREATE TABLE {TABLE} (LIKE tickwheel.jobs INCLUDING ALL) WITH (fillfactor = 50)"
+        f"CREATE TABLE {TABLE} (LIKE tickwheel.jobs INCLUDING ALL) WITH (fillfactor = 42)"
     )
 
 

@@ -3,7 +3,7 @@
 The expected seconds of a phase hold everything: the house's start, the settling, the reading of
 what came of it. Phases with ten million waiting jobs stand together: the first one fills the data
 directory, the others find it filled. Of rates there are many steps with a run each: `--repeats 3`
-adds to those that turn out to be quoted.
+adds to those that turn out to be quoted, in `full` without `--only`.
 
 Of the grid of rates and waiting jobs the ladder has the highest rate with each number of waiting
 jobs, and the lower rates with the highest number, for half a minute each; `FULL` has all of it.
@@ -27,7 +27,7 @@ FILL_SECONDS = {0: 0.0, 1_000_000: 12.0, 10_000_000: 120.0}
 """How long it takes to make so many waiting jobs."""
 BATCH = 200
 SOAK_RATE = 20_000
-"""70 % of what two cores of this speed hold for minutes."""
+"""Half of the floor: with partitions that come and go every two minutes, and an hour to hold."""
 
 
 def short(number: int) -> str:
@@ -67,6 +67,7 @@ QUICK: Sequence[Phase] = (
     Phase("H 2k", "H", 14, soak.measure(2_000, 8)),
     Phase("locust", "locust", 16, locusts.measure(8)),
     Phase("ceiling store", "ceiling", 3, ceilings.store(20_000, BATCH)),
+    Phase("ceiling store direct", "ceiling", 3, ceilings.store(20_000, BATCH, True)),
     Phase("ceiling http", "ceiling", 4, ceilings.http(2, 1)),
 )
 
@@ -89,7 +90,8 @@ LADDER: Sequence[Phase] = (
     Phase("E 10k", "E", 130, held.measure(_TOP, 2 * MINUTE)),
     Phase("G 100k", "G", 100, leases.measure(100_000, 50, MINUTE)),
     Phase("locust", "locust", 75, locusts.measure(MINUTE)),
-    Phase("ceiling store", "ceiling", 15, ceilings.store(400_000, BATCH), repeats=3),
+    Phase("ceiling store", "ceiling", 10, ceilings.store(400_000, BATCH), repeats=3),
+    Phase("ceiling store direct", "ceiling", 9, ceilings.store(400_000, BATCH, True), repeats=3),
     Phase("ceiling http", "ceiling", 12, ceilings.http(10, 1)),
     Phase("ceiling http batch", "ceiling", 12, ceilings.http(10, 100)),
     scheduled(_TOP, _FEW, MINUTE),

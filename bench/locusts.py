@@ -3,8 +3,8 @@
 Locust patches the standard library for gevent, so it runs in a process of its own, and nothing here
 imports it; `bench.locustfile` says what its users do. What it counts are requests: accepted,
 refused (429, 503), failed; percentiles by kind of request; and the knee. How late jobs are is not
-for a closed loop to say. Whether one was lost or run twice is: what was acknowledged is compared
-with the table and with the worker's notes.
+for a closed loop to say. Whether one was lost or run twice is: how many were acknowledged is
+compared with how many the table holds, and each of those with the worker's notes.
 
 Locust shares the cores with what it loads, and costs as much: where `locust_cores` comes near 1,
 the knee is its own.

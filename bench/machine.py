@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +23,11 @@ import asyncpg
 
 from tickwheel.storage import EmbeddedPostgres
 
-MEASURED = (
+MEASURED_WITH_PEERS = (
     *("core", "storage", "server", "client", "bench", "pyproject.toml"),
-    *(f":!bench/{name}" for name in ("results", "report", "peers", "micro")),
+    *(f":!bench/{name}" for name in ("results", "report", "micro")),
 )
+MEASURED = (*MEASURED_WITH_PEERS, ":!bench/peers")
 PACKAGES = ("tickwheel", "aiohttp", "asyncpg", "orjson", "msgspec", "uvloop", "locust")
 SETTINGS = (
     "server_version",
@@ -51,15 +53,15 @@ _YARDS = 9
 _PAGE_BYTES = 8192
 
 
-def commit() -> str:
+def commit(measured: Sequence[str] = MEASURED) -> str:
     """Return the last commit that changed what is measured, with a digest of changes since.
 
-    "unknown" outside a checkout.
+    Of peers that is `MEASURED_WITH_PEERS`. "unknown" outside a checkout.
     """
     try:
-        last = _git("log", "-1", "--format=%h", "--", *MEASURED).decode().strip()
-        changes = _git("diff", "HEAD", "--", *MEASURED)
-        added = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *MEASURED)
+        last = _git("log", "-1", "--format=%h", "--", *measured).decode().strip()
+        changes = _git("diff", "HEAD", "--", *measured)
+        added = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *measured)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     digest = hashlib.sha256(changes)

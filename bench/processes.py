@@ -63,16 +63,16 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """Return the resident memory of one process in MiB; 0 if it is gone."""
+    """Return the resident memory of one process in MB (10⁶ bytes); 0 if it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    return pages * _PAGE / 2**20
+    return pages * _PAGE / 1e6
 
 
 def proportional_mb(pid: int) -> float:
-    """Return the memory of a process tree in MiB, what they share counted once (PSS).
+    """Return the memory of a process tree in MB (10⁶ bytes), what they share counted once (PSS).
 
     The kernel walks every page table for it: milliseconds for a large Postgres.
     """
@@ -83,7 +83,7 @@ def proportional_mb(pid: int) -> float:
         except (FileNotFoundError, ProcessLookupError):
             continue
         kilobytes += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-    return kilobytes / 2**10
+    return kilobytes * 1024 / 1e6
 
 
 def descriptors(pid: int) -> int:

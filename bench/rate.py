@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tickwheel.bench.bodies import Plan
 from tickwheel.bench.house import house
 from tickwheel.bench.machine import commit
 from tickwheel.bench.phase import Measurement, Note
@@ -30,11 +31,16 @@ class Offer:
     slots: int
     lead: float
 
-    async def __call__(self, note: Note) -> Measurement:
-        """Run it, as a phase is run."""
+    def plan(self) -> Plan:
+        """Return it as the generator takes it."""
         plan = plan_of(self.rate, self.seconds, self.batch, self.single)
         if self.lead:
             plan = replace(plan, due="spread", lead_ms=round(self.lead * 1000))
+        return plan
+
+    async def __call__(self, note: Note) -> Measurement:
+        """Run it, as a phase is run."""
+        plan = self.plan()
         async with house(workers=self.workers, slots=self.slots) as running:
             return judged(await Trial(running, plan, note).run(), plan)
 

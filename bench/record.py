@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -20,6 +20,7 @@ from tickwheel.bench.phase import Check, Measurement
 
 FORMAT = 1
 Value = float | str | None
+Kind: TypeAlias = Literal["bench", "full", "quick"]
 
 
 @dataclass(slots=True)
@@ -87,9 +88,9 @@ class Phased:
 
 @dataclass(slots=True)
 class Results:
-    """The whole file. `kind` is "bench", "full" or "quick": what was asked for last."""
+    """The whole file. `kind` is what was asked for last."""
 
-    kind: str
+    kind: Kind
     commit: str
     at: str
     machine: dict[str, Any]
@@ -120,14 +121,11 @@ class Record:
     path: Path
     results: Results
 
-    def add(self, name: str, shape: str, run: Run) -> None:
-        """Add a run and write the file."""
-        self.results.phases.setdefault(name, Phased(shape, [])).runs.append(run)
+    def add(self, name: str, shape: str, run: Run, *, anew: bool = False) -> None:
+        """Add a run, or put it in the place of all earlier ones of the phase; write the file."""
+        phased = self.results.phases.setdefault(name, Phased(shape, []))
+        phased.runs = [run] if anew else [*phased.runs, run]
         self.write()
-
-    def forget(self, name: str) -> None:
-        """Drop the runs of a phase, to be measured anew. The file follows with the next run."""
-        self.results.phases.pop(name, None)
 
     def write(self) -> None:
         """Write the file in one go: a reader sees the old one or the new one, whole."""

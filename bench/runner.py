@@ -1,8 +1,9 @@
 """Runs phases one after another, keeps what each gives, and shows how far it is.
 
 A phase that raises, or that takes far longer than it should, is kept as a run whose check "ran to
-the end" failed; the next one is run all the same. Nothing is tried twice. An interruption (Ctrl-C
-or SIGTERM) lets the phase under way end its processes, and keeps nothing of it.
+the end" failed; the next one is run all the same. Nothing is tried twice. An interruption (Ctrl-C,
+or SIGTERM within `ended_by_sigterm`) lets the phase under way end its processes, and keeps nothing
+of it.
 """
 
 from __future__ import annotations
@@ -32,23 +33,50 @@ REFRESHES_PER_SECOND = 2.0
 """Drawing takes CPU from what is measured."""
 
 
-def run(record: Record, phases: Sequence[Phase], console: Console) -> None:
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end what runs within as Ctrl-C does, and then the process with status 143.
+
+    Only the first: `make` and `timeout` pass on what the whole group has got already, and folders
+    are removed until the very end. So this is for a whole program. Raises SystemExit.
+    """
+    told = False
+
+    def tell(*_: object) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, tell)
+    # A shell has what it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if told:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+
+
+def run(record: Record, phases: Sequence[Phase], console: Console, *, anew: bool = False) -> None:
     """Run each phase until the record has all its repeats; write the record after every run.
 
+    With `anew`, as if there were none: the first of each phase takes the place of those on record.
     What has failed isn't repeated: a load that is too high takes longer each time, to say the same.
     """
     ahead = [
-        phase
+        (phase, anew and not repeat)
         for phase in phases
-        for _ in range(max(0, phase.repeats - len(record.results.runs(phase.name))))
+        for repeat in range(phase.repeats - (0 if anew else len(record.results.runs(phase.name))))
     ]
     with _bars(console) as progress:
-        whole = progress.add_task("all", total=sum(phase.seconds for phase in ahead), text="")
-        for place, phase in enumerate(ahead):
-            if all(kept.ok for kept in record.results.runs(phase.name)):
+        whole = progress.add_task("all", total=sum(phase.seconds for phase, _ in ahead), text="")
+        for place, (phase, first) in enumerate(ahead):
+            if first or all(kept.ok for kept in record.results.runs(phase.name)):
                 with _bar(progress, phase) as note:
                     kept = _one(phase, note, console)
-                record.add(phase.name, phase.shape, kept)
+                record.add(phase.name, phase.shape, kept, anew=first)
                 console.print(line(phase.name, kept), soft_wrap=True, highlight=False)
             progress.update(whole, advance=phase.seconds, text=f"{place + 1} of {len(ahead)} runs")
 
@@ -101,15 +129,9 @@ def _one(phase: Phase, note: Note, console: Console) -> Run:
 
 
 async def _bounded(phase: Phase, note: Note) -> Measurement:
-    """Run the phase; SIGTERM cancels it like Ctrl-C. Raises TimeoutError when it hangs."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        async with asyncio.timeout(phase.seconds * TIMES_TOO_LONG + GRACE_SECONDS):
-            return await phase.run(note)
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+    """Run the phase. Raises TimeoutError when it hangs."""
+    async with asyncio.timeout(phase.seconds * TIMES_TOO_LONG + GRACE_SECONDS):
+        return await phase.run(note)
 
 
 def line(name: str, kept: Run) -> str:

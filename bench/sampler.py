@@ -133,7 +133,7 @@ class Sampler:
             for group in GROUPS
         }
         series["wal_mb_per_second"] = [
-            (after.wal - before.wal) / (after.at - before.at) / 2**20 for before, after in pairs
+            (after.wal - before.wal) / (after.at - before.at) / 1e6 for before, after in pairs
         ]
         series["dead_tuples"] = [after.dead for _, after in pairs]
         series["descriptors"] = self.descriptors[1:]

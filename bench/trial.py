@@ -16,6 +16,7 @@ import json
 import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from math import isfinite
 from time import monotonic, time
 from typing import Any
 
@@ -124,11 +125,16 @@ class Trial:
         generator = python("-m", "tickwheel.bench.generator", json.dumps(plan), log=log)
         assert generator.stdout is not None
         try:
-            await asyncio.to_thread(generator.stdout.readline)
+            if not await asyncio.to_thread(generator.stdout.readline):
+                raise self._failed()
         except BaseException:
             finish(generator)
             raise
         return generator
+
+    def _failed(self) -> RuntimeError:
+        log = (self.house.folder / "generator.log").read_text()[-2000:]
+        return RuntimeError(f"the generator failed: {log}")
 
     async def _offer(self, generator: subprocess.Popen[str]) -> Offered:
         assert generator.stdin is not None
@@ -142,8 +148,7 @@ class Trial:
             self._note(self.house.runs(), self.plan.jobs, "offering")
         line = await answer
         if not line:
-            log = (self.house.folder / "generator.log").read_text()[-2000:]
-            raise RuntimeError(f"the generator failed: {log}")
+            raise self._failed()
         return Offered(start, **json.loads(line))
 
     def _range(self) -> tuple[str, float, float]:
@@ -164,10 +169,14 @@ class Trial:
             now = ran - left
             if now != seen:
                 moved, seen = monotonic(), now
-            if self.plan.instant_ms > time() * 1000:
+            if time() < self._first_due():
                 moved = monotonic()
             self._note(ran, self.plan.jobs, "settling")
             await asyncio.sleep(POLL_SECONDS)
+
+    def _first_due(self) -> float:
+        """Return the epoch second before which nothing has to run."""
+        return self.plan.instant_ms / 1000 or self.offered.start + self.plan.lead_ms / 1000
 
     async def _ledger(self) -> Ledger:
         row = await self.house.connection.fetchrow(_LEDGER, *self._range())
@@ -184,7 +193,7 @@ class Trial:
         asked = {
             "stall_p999_ms": (STALL, 0.999),
             "stall_max_ms": (STALL, 1.0),
-            "fire_p99_ms": (FIRE_LAG, 0.99),
+            "scheduler_lag_p99_ms": (FIRE_LAG, 0.99),
         }
         found = {key: quantile(before[n], after[n], share) for key, (n, share) in asked.items()}
         return {key: None if each is None else each * 1000 for key, each in found.items()}
@@ -198,7 +207,7 @@ class Trial:
     ) -> Measurement:
         plan, offered, ledger = self.plan, self.offered, self.ledger
         posts = stamps.read_posts(self.posts, plan.posts)
-        first_due = plan.instant_ms / 1000 or offered.start + plan.lead_ms / 1000
+        first_due = self._first_due()
         notes = [path for path in self.house.notes if path.exists()]
         self.stamps = found = stamps.read(notes, posts, plan.batch, first_due)
         done = max(1, ledger.succeeded)
@@ -227,7 +236,7 @@ class Trial:
                 "postgres_mb_max": max(sampler.memory_mb["postgres"], default=0.0),
                 **figures,
             },
-            checks=checks(found, ledger, offered, plan.posts),
+            checks=[*checks(found, ledger, offered, plan.posts), within_scale(figures)],
             series=series,
             histogram=found.histogram(),
             settings={"plan": asdict(plan), "workers": len(self.house.notes)},
@@ -249,6 +258,12 @@ def checks(found: stamps.Stamps, ledger: Ledger, offered: Offered, posts: int) -
             f"{settled} of {found.acknowledged:,}",
         ),
     ]
+
+
+def within_scale(figures: dict[str, Any]) -> Check:
+    """Return the check that no stall of the scheduler's loop was longer than what is counted."""
+    longest = figures["stall_max_ms"] or 0.0
+    return Check("stalls within the scale", isfinite(longest), "one was longer than a second")
 
 
 def fitted(values: list[float], length: int) -> list[float]:

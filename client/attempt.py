@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from .handlers import Handler
     from .outcome import Ended
-    from .session import Session
 
 Halt = Literal["cancelled", "timeout", "drain", "lost"]
 
@@ -42,7 +41,6 @@ class Attempt:
         "progress",
         "queue",
         "sent_at",
-        "session",
         "task",
         "timeout_at",
     )
@@ -50,13 +48,11 @@ class Attempt:
     def __init__(
         self,
         job: dict[str, Any],
-        session: Session,
         handler: Handler | None,
         sent_at: float,
         received_at: float,
     ) -> None:
         self.job = job
-        self.session = session
         self.handler = handler
         self.id: str = job["id"]
         self.queue: str = job["queue"]

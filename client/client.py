@@ -3,7 +3,7 @@
     async with Client("http://127.0.0.1:8080") as client:
         job = await client.submit("send_email", {"user_id": 42}, delay=5.0)
 
-One HTTP session is reused. What a lost answer may be repeated for is decided per call
+Connections are reused. What a lost answer may be repeated for is decided per call
 (`client.transport`): a single `submit` gets an idempotency key of its own when none is given, so a
 repeat can't make a second job. Such a key costs the scheduler one more small row per job;
 `auto_keys=False` saves it and repeats only what surely wrote nothing. Batches get no keys: they are
@@ -29,6 +29,7 @@ from .transport import Transport
 
 WAIT_SECONDS_MAX = 25.0
 """How long one request asks to be held back while waiting for a job's end."""
+_JOBS = at("jobs")
 
 
 class Client:
@@ -77,7 +78,7 @@ class Client:
             job["idempotency_key"] = f"auto-{uuid.uuid4().hex}"
         keyed = job.get("idempotency_key") is not None
         body = encode_job(job)
-        answer = await self._transport.request("POST", at("jobs"), body=body, repeatable=keyed)
+        answer = await self._transport.request("POST", _JOBS, body=body, repeatable=keyed)
         return cast(Job, answer)
 
     async def submit_many(self, jobs: Iterable[NewJob]) -> list[Submitted]:
@@ -155,5 +156,5 @@ class Client:
 
     async def _send_batch(self, jobs: list[bytes], keyed: bool) -> list[Submitted]:
         body = encode_batch(jobs)
-        answer = await self._transport.request("POST", at("jobs"), body=body, repeatable=keyed)
+        answer = await self._transport.request("POST", _JOBS, body=body, repeatable=keyed)
         return cast("list[Submitted]", answer["jobs"])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 OUTCOME_UNKNOWN = "outcome_unknown"
 """The code of a 503 whose write may have happened all the same."""
 DETAIL_CHARS_MAX = 500
+RETRY_SECONDS_MAX = 5 * 366 * 86_400
+"""The longest delay that a scheduler takes."""
 
 
 class ClientError(Exception):
@@ -129,11 +132,31 @@ class InvalidArgument(ValueError):
 
 
 class Retry(Exception):
-    """Raised by a handler: this attempt failed, try again, after `after_seconds` if given."""
+    """Raised by a handler: this attempt failed, try again, after `after_seconds` if given.
 
-    def __init__(self, message: str = "", *, after_seconds: float | None = None) -> None:
+    That is a number from 0 to 5 years, or a `timedelta`, which is kept as seconds. Raises TypeError
+    for what is neither, ValueError for what is out of range.
+    """
+
+    after_seconds: float | None = None
+
+    def __init__(
+        self, message: str = "", *, after_seconds: float | timedelta | None = None
+    ) -> None:
         super().__init__(message)
-        self.after_seconds = after_seconds
+        self.after_seconds = retry_seconds(after_seconds)
+
+
+def retry_seconds(after: float | timedelta | None) -> float | None:
+    """Return a delay in seconds as a scheduler takes it; raise TypeError or ValueError if none."""
+    if after is None:
+        return None
+    seconds = after.total_seconds() if isinstance(after, timedelta) else after
+    if not isinstance(seconds, int | float):
+        raise TypeError(f"after_seconds takes a number or a timedelta, not {after!r}")
+    if not 0 <= seconds <= RETRY_SECONDS_MAX:
+        raise InvalidArgument(f"after_seconds must be from 0 to 5 years, and is not: {after!r}")
+    return float(seconds)
 
 
 class Fatal(Exception):

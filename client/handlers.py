@@ -43,8 +43,18 @@ class Handler:
                 awaitable = self.function(**args)
             return awaitable  # type: ignore[no-any-return]
         positional = (Context(attempt),) if self.wants_ctx else ()
-        call = partial(contextvars.copy_context().run, self.function, *positional, **args)
+        call = partial(contextvars.copy_context().run, self._call, *positional, **args)
         return asyncio.get_running_loop().run_in_executor(pool, call)
+
+    def _call(self, *positional: Context, **args: Any) -> Any:
+        """Call the function. A stray StopIteration becomes what a coroutine makes of it.
+
+        No future can carry one: whoever awaits it would wait for ever.
+        """
+        try:
+            return self.function(*positional, **args)
+        except StopIteration as error:
+            raise RuntimeError("the handler raised StopIteration") from error
 
     async def start_around(self, attempt: Attempt, pool: Executor, hooks: Sequence[Around]) -> Any:
         """Return the result of the handler inside the hooks, the first one outermost."""

@@ -2,7 +2,8 @@
 joining texts. Nearly all attempts end well and return nothing: theirs are written by hand.
 
 What would make the whole report unreadable or too long is caught here: a result that JSON doesn't
-know or that is over 64 KiB fails its own job, for good, and over-long error texts are cut.
+know or that is over 64 KiB fails its own job, for good, and over-long error texts are cut. An error
+that can't be told fails its job all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from .attempt import Attempt, Halt
-from .errors import Fatal, Retry
+from .errors import Fatal, Retry, retry_seconds
 
 Kind = Literal["succeeded", "failed", "released"]
 
@@ -23,8 +24,8 @@ MESSAGE_CHARS_MAX = 4 * 1024
 LOGGED_CHARS_MAX = 1_000
 ITEM_BYTES = 100
 """About what an item takes without a result or an error."""
-RAISED = (Exception, SystemExit, KeyboardInterrupt)
-"""What a handler raises is its own failure and never ends the worker."""
+RAISED = BaseException
+"""Whatever a handler raises is its own failure and never ends the worker."""
 
 
 class Ended(NamedTuple):
@@ -54,9 +55,22 @@ def succeeded(attempt: Attempt, result: Any) -> Ended:
 
 
 def failed(attempt: Attempt, error: BaseException) -> Ended:
-    """Return the report of a handler that raised `error`."""
+    """Return the report of a handler that raised `error`, whatever that is."""
     if attempt.halted == "timeout":
         return stopped(attempt, attempt.halted)
+    try:
+        return _told(attempt, error)
+    except RAISED as defect:
+        return unreportable(attempt, logged(defect))
+
+
+def unreportable(attempt: Attempt, why: str) -> Ended:
+    """Return the report of a handler that raised something of which nothing can be told."""
+    return failure(attempt, "Unreportable", f"what the handler raised can't be reported: {why}")
+
+
+def _told(attempt: Attempt, error: BaseException) -> Ended:
+    after = error.after_seconds if isinstance(error, Retry) else None
     trace = error.__traceback__
     # The first frame is ours.
     try:
@@ -69,7 +83,7 @@ def failed(attempt: Attempt, error: BaseException) -> Ended:
         _message(error),
         "".join(lines),
         retryable=not isinstance(error, Fatal),
-        retry_after_seconds=error.after_seconds if isinstance(error, Retry) else None,
+        retry_after_seconds=retry_seconds(after),
     )
 
 

@@ -1,8 +1,9 @@
-"""Keep-alive HTTP/1.1 connections in the event loop, for the two calls a worker makes all day.
+"""Keep-alive HTTP/1.1 connections in the event loop, for a client's requests and a worker's.
 
-A poll or a report costs a general HTTP client 200 µs of CPU, this one 50: at ten jobs a call that
-is the greater part of what a worker does. It knows just what a scheduler, or a proxy before it,
-answers a POST with: a body with its length, in chunks, or up to the end of the connection.
+A submission, a poll or a report costs a general HTTP client 150 to 200 µs of CPU, this one 50: at
+one or ten jobs a call that is the greater part of what a caller does. It knows just what a
+scheduler, or a proxy before it, answers with: a body with its length, in chunks, or up to the end
+of the connection.
 
     request ─► write head and body ─► feed(data)… ─► status, headers, body
 """
@@ -10,12 +11,21 @@ answers a POST with: a body with its length, in chunks, or up to the end of the 
 from __future__ import annotations
 
 import asyncio
+import base64
+import socket
+import ssl
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from .errors import Unreachable, problem
+import aiohappyeyeballs
+
+from .errors import InvalidArgument, Unreachable, problem
 
 CONNECT_SECONDS_MAX = 10.0
+OTHER_ADDRESS_SECONDS = 0.25
+"""A host's next address is tried beside one that has not answered by then."""
+IDLE_SECONDS_MAX = 15.0
+"""What lies between may forget a connection, or close it at the moment of the next request."""
 HEAD_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 64 * 1024 * 1024
 
@@ -114,6 +124,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.waiter: asyncio.Future[Answer] | None = None
+        self.idle_at = 0.0
         self._answer = Answer()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -162,68 +173,99 @@ class _Connection(asyncio.Protocol):
 
 
 class Pipe:
-    """POSTs to one scheduler, as many at a time as there may be connections."""
+    """Requests to one scheduler, as many at a time as there may be connections."""
 
     def __init__(
         self, url: str, api_key: str | None, timeout_seconds: float = 30.0, connections: int = 1
     ) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
-        if api_key and not api_key.isprintable():
-            raise ValueError("the API key has characters that no key has")
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._secure = parts.scheme == "https" or None
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._prefix = parts.path
         self._timeout_seconds = timeout_seconds
-        key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        self._head = f"Host: {parts.netloc}\r\nContent-Type: application/json\r\n{key}"
+        host = parts.netloc.rpartition("@")[2]
+        said = _authorization(parts, api_key)
+        self._head = f"Host: {host}\r\nContent-Type: application/json\r\n{said}"
         self._idle: list[_Connection] = []
         self._turn = asyncio.Semaphore(connections)
+        self._closed = False
 
     async def post(self, path: str, body: bytes, *, wait: float = 0.0) -> bytes:
+        """POST; see `request`."""
+        return await self.request("POST", path, body, wait=wait)
+
+    async def request(
+        self, method: str, path: str, body: bytes = b"", *, wait: float = 0.0
+    ) -> bytes:
         """Return the answer's body; `wait` is added to the time limit.
 
         Raises `Unreachable` or a `ProblemError`. A cancelled call closes the connection.
         """
-        async with self._turn:
-            connection = None
-            try:
-                async with asyncio.timeout(self._timeout_seconds + wait):
-                    connection = await self._connected()
-                    answer = await connection.request([self._request_head(path, body), body])
-            except OSError as error:
-                raise Unreachable(f"no answer ({str(error) or 'timed out'})", sent=True) from error
-            else:
-                if answer.keeps_alive:
-                    self._idle.append(connection)
-                    connection = None
-            finally:
-                # Cancelled, too: the answer may still come, and would be taken for the next one.
-                if connection is not None:
-                    connection.close()
+        connection = None
+        try:
+            async with asyncio.timeout(self._timeout_seconds + wait), self._turn:
+                connection = await self._connected()
+                answer = await connection.request([self._request_head(method, path, body), body])
+        except OSError as error:
+            sent = connection is not None
+            failed = "no answer" if sent else "can't connect"
+            raise Unreachable(f"{failed} ({str(error) or 'timed out'})", sent=sent) from error
+        else:
+            if answer.keeps_alive and not self._closed:
+                self._keep(connection)
+                connection = None
+        finally:
+            # Cancelled, too: the answer may still come, and would be taken for the next one.
+            if connection is not None:
+                connection.close()
         if answer.status >= 300:
             raise problem(answer.status, answer.body, answer.headers.get("retry-after"))
         return answer.body
 
     def close(self) -> None:
-        """Close the connections that are idle; the next request opens another."""
+        """Close the connections that are idle, and those under way once they are answered."""
+        self._closed = True
         while self._idle:
             self._idle.pop().close()
 
+    def _keep(self, connection: _Connection) -> None:
+        connection.idle_at = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+
     async def _connected(self) -> _Connection:
+        loop = asyncio.get_running_loop()
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable:
+            if connection.usable and loop.time() - connection.idle_at < IDLE_SECONDS_MAX:
                 return connection
-        loop = asyncio.get_running_loop()
+            connection.close()
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            connected = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=OTHER_ADDRESS_SECONDS
+            )
             _, connection = await loop.create_connection(
-                _Connection, self._host, self._port, ssl=self._secure
+                _Connection,
+                sock=connected,
+                ssl=self._tls,
+                server_hostname=self._host if self._tls else None,
             )
         return connection
 
-    def _request_head(self, path: str, body: bytes) -> bytes:
-        return (
-            f"POST {self._prefix}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
-        ).encode("latin-1")
+    def _request_head(self, method: str, path: str, body: bytes) -> bytes:
+        line = f"{method} {self._prefix}{path} HTTP/1.1\r\n"
+        return f"{line}{self._head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
+
+
+def _authorization(parts: SplitResult, api_key: str | None) -> str:
+    """Return the header's line: the API key, else the name and password in the URL, for a proxy."""
+    if api_key:
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise InvalidArgument("the API key has characters that no key has")
+        return f"Authorization: Bearer {api_key}\r\n"
+    if parts.username is None:
+        return ""
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"

@@ -25,7 +25,7 @@ from time import monotonic
 from .attempt import Attempt
 from .errors import Retry, Stopped
 from .handlers import Around
-from .outcome import RAISED, failed, logged, refused, stopped, succeeded
+from .outcome import RAISED, failed, logged, refused, stopped, succeeded, unreportable
 
 LOG = logging.getLogger("tickwheel.worker")
 
@@ -36,15 +36,20 @@ class Relay:
     """Calls the handlers of all attempts pushed, inside the hooks; sync ones in threads of `pool`.
 
     `settle(attempts)` gets those that have ended, soon after: with those of the same round, before
-    anything else in the loop has its turn.
+    anything else in the loop has its turn. `died(error)` is told of a defect that ended a runner.
     """
 
     def __init__(
-        self, pool: Executor, hooks: Sequence[Around], settle: Callable[[list[Attempt]], None]
+        self,
+        pool: Executor,
+        hooks: Sequence[Around],
+        settle: Callable[[list[Attempt]], None],
+        died: Callable[[BaseException], None],
     ) -> None:
         self._pool = pool
         self._hooks = hooks
         self._settle = settle
+        self._died = died
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Attempt] = deque()
         self._ended: list[Attempt] = []
@@ -92,15 +97,18 @@ class Relay:
             self._slice_end = monotonic() + SLICE_SECONDS
         elif monotonic() >= self._slice_end:
             return
-        while waiting:
-            attempt = waiting.popleft()
-            handler = attempt.handler
-            if handler is None or attempt.halted is not None:
-                attempt.ended = refused(attempt)
-            else:
+        try:
+            while waiting:
+                attempt = waiting.popleft()
+                handler = attempt.handler
                 attempt.task = runner
                 try:
-                    if hooks:
+                    if handler is None or attempt.halted is not None:
+                        attempt.ended = refused(attempt)
+                        result = None
+                        if attempt.halted is None:
+                            LOG.warning("job %s: no task %s here", attempt.id, attempt.job["task"])
+                    elif hooks:
                         result = await handler.start_around(attempt, pool, hooks)
                     else:
                         result = await handler.start(attempt, pool)
@@ -109,14 +117,25 @@ class Relay:
                 except (asyncio.CancelledError, Stopped):
                     attempt.ended = stopped(attempt, attempt.halted)
                 except RAISED as error:
+                    # Should the next line fail as well: an attempt without `ended` has succeeded.
+                    attempt.ended = unreportable(attempt, "a defect in the worker")
                     attempt.ended = failed(attempt, error)
                     if not isinstance(error, Retry):
                         LOG.warning("job %s failed: %s", attempt.id, logged(error))
-                attempt.task = None  # the runner goes on without it
-            self._ended.append(attempt)
-            if self._round != mine:  # it suspended
-                if len(self._ended) == 1:
-                    self._loop.call_soon(self._hand_back)
-                return
-            if copy_context() != clean or runner.cancelling() or monotonic() >= self._slice_end:
-                return
+                finally:
+                    attempt.task = None  # the runner goes on without it
+                    self._ended.append(attempt)
+                if self._round != mine:  # it suspended
+                    if len(self._ended) == 1:
+                        self._loop.call_soon(self._hand_back)
+                    return
+                try:
+                    if copy_context() != clean:
+                        return
+                except Exception:  # noqa: BLE001 - values may refuse to be compared: arrays do
+                    return
+                if runner.cancelling() or monotonic() >= self._slice_end:
+                    return
+        except Exception as error:  # noqa: BLE001 - a defect, which must not pass unseen
+            self._died(error)
+            self._hand_back()

@@ -49,7 +49,7 @@ class Runtime:
         self._slots = Slots(worker.queues, len(worker.urls))
         threads = sum(worker.queues.values())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tickwheel-job")
-        self._relay = Relay(self._pool, worker.arounds, self._settle)
+        self._relay = Relay(self._pool, worker.arounds, self._settle, self._fail)
         self._sessions = [
             Session(
                 url,

@@ -95,7 +95,7 @@ class Session:
             with contextlib.suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(COLLECT_SECONDS if self._registered.is_set() else 0):
                     jobs = await self._poller.collect()
-                back = [plain(Attempt(job, self, None, now(), now())) for job in jobs]
+                back = [plain(Attempt(job, None, now(), now())) for job in jobs]
                 self.reporter.add("released", back, ITEM_BYTES)
 
     async def close(self, *, leave: bool) -> None:
@@ -162,7 +162,7 @@ class Session:
         running, handlers = self.running, self._handlers
         begun: list[Attempt] = []
         for job in answer["jobs"]:
-            attempt = Attempt(job, self, handlers.get(job["task"]), since, received_at)
+            attempt = Attempt(job, handlers.get(job["task"]), since, received_at)
             before = running.get(attempt.id)
             if before is not None:
                 if before.fencing_token >= attempt.fencing_token:
@@ -222,7 +222,6 @@ class Session:
             self.halt(attempt, "lost")  # it has been handed out again, and to us
             return
         del self.running[attempt.id]
-        attempt.session = peer
         peer.running[attempt.id] = attempt
         peer._due_at = min(peer._due_at, attempt.due_at)
         peer._keeper.expect(0.0)

@@ -14,21 +14,15 @@ import asyncio
 import random
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
-import aiohttp
 import orjson
 from yarl import URL
 
-from .errors import (
-    OUTCOME_UNKNOWN,
-    ClientError,
-    InvalidArgument,
-    ProblemError,
-    Unreachable,
-    problem,
-)
+from .errors import OUTCOME_UNKNOWN, ClientError, InvalidArgument, ProblemError, Unreachable
+from .pipe import Pipe
 
-CONNECT_SECONDS_MAX = 10.0
+CONNECTIONS_MAX = 100
 BACKOFF_SECONDS = 0.1
 BACKOFF_SECONDS_MAX = 5.0
 RETRY_AFTER_SECONDS_MAX = 30.0
@@ -61,7 +55,7 @@ def base_url(url: str) -> str:
 
 
 class Transport:
-    """Requests to one scheduler over one reused session. `close()` it in the loop that used it."""
+    """Requests to one scheduler over reused connections. `close()` it in the loop that used it."""
 
     def __init__(
         self,
@@ -75,17 +69,16 @@ class Transport:
         self.url = base_url(url)
         self.retries = retries
         self._timeout_seconds = timeout_seconds
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._api_key = api_key
         self._rng = rng or random.Random()
-        self._session: aiohttp.ClientSession | None = None
+        self._pipe: Pipe | None = None
 
     async def close(self) -> None:
-        """Close the connections. Idempotent."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Close the connections. Idempotent; a later request opens others."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+            await asyncio.sleep(0)  # the loop lets go of sockets in its next turn
 
     async def request(
         self,
@@ -123,29 +116,14 @@ class Transport:
         wait: float = 0.0,
     ) -> bytes:
         """Send once and return the answer's bytes; `wait` is added to the time limit."""
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=100)
-            self._session = aiohttp.ClientSession(headers=self._headers, connector=connector)
-        timeout = aiohttp.ClientTimeout(
-            total=self._timeout_seconds + wait,
-            sock_connect=min(CONNECT_SECONDS_MAX, self._timeout_seconds),
-        )
-        url = URL(self.url + path, encoded=True)
+        if self._pipe is None:
+            self._pipe = Pipe(self.url, self._api_key, self._timeout_seconds, CONNECTIONS_MAX)
         if query:
-            url = url.with_query(query)
+            path = f"{path}?{urlencode(query)}"
         try:
-            async with self._session.request(
-                method, url, data=body, timeout=timeout, allow_redirects=False
-            ) as response:
-                answer = await response.read()
-                if response.status >= 300:
-                    raise problem(response.status, answer, response.headers.get("Retry-After"))
-                return answer
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Unreachable(f"{self.url}: {str(error) or 'timed out'}", sent=False) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable(f"{self.url}: no answer ({reason})", sent=True) from error
+            return await self._pipe.request(method, path, body or b"", wait=wait)
+        except Unreachable as error:
+            raise Unreachable(f"{self.url}: {error}", sent=error.sent) from error
 
 
 def decode(answer: bytes) -> Any:

@@ -42,18 +42,18 @@ class DirectStart:
     def reserve(self, submission: Submission) -> list[WorkerSession]:
         """Reserve slots for the submission's first jobs; none if somebody waits before them."""
         kernel = self._kernel
+        name = submission.jobs[0].queue
+        if submission.keys or not self.is_open(name) or name not in kernel.sessions.offers:
+            return []
         columns = zip(*submission.jobs, strict=True)
         _, _, run_ats, _, expires, shards, priorities, _, queues, *_ = columns
-        count, name, now_ms = len(queues), queues[0], kernel.clock.now_ms()
+        count = len(queues)
         if (
-            submission.keys
-            or queues.count(name) != count
+            queues.count(name) != count
             or priorities.count(priorities[0]) != count
-            or max(run_ats) > now_ms
+            or max(run_ats) > kernel.clock.now_ms()
             or any(expires)
             or not kernel.residents.shards.keys() >= set(shards)
-            or not self.is_open(name)
-            or name not in kernel.sessions.offers
         ):
             return []
         return self._take_slots(name, count)
@@ -147,23 +147,33 @@ class DirectStart:
         kernel = self._kernel
         while self._doubtful:
             await asyncio.sleep(_RETRY_MS / 1000)
-            submission, slots = self._doubtful[0]
-            refs = [(row.id, row.scheduled_at_ms) for row in submission.jobs[: len(slots)]]
+            looked = list(self._doubtful)
+            refs = {
+                row.id: row.scheduled_at_ms
+                for submission, slots in looked
+                for row in submission.jobs[: len(slots)]
+            }
             try:
-                rows = await kernel.store.find(refs)
+                rows = await kernel.store.find([*refs.items()])
             except Unavailable:
                 if not kernel.draining:
                     continue
                 rows = []
             orphans = [running_of(row) for row in rows if self._is_orphan(row)]
             self._settler.release([kernel.adopt(row) for row in orphans])
-            self._free(submission, slots)
-            self._doubtful.popleft()
+            # Its commit may still be under way.
+            unseen = [ref for ref, row in zip(refs.items(), rows, strict=False) if row is None]
+            kernel.rereads.update(unseen)
+            for submission, slots in looked:
+                self._free(submission, slots)
+                self._doubtful.popleft()
 
     def _is_orphan(self, row: Job | None) -> TypeGuard[Job]:
+        kernel = self._kernel
         return (
             row is not None
             and row.state is State.RUNNING
-            and row.owner == self._kernel.boot_id
-            and self._kernel.leases.get(row.id) is None
+            and row.owner == kernel.boot_id
+            and kernel.leases.get(row.id) is None
+            and row.id not in kernel.residents.claiming
         )

@@ -225,7 +225,7 @@ class Dispatcher:
             session.offer[queue] -= len(lag_ms)
             kernel.metrics.fired(queue, lag_ms)
             kernel.dispatched.add(queue, len(lag_ms), monotonic_ms)
-        kernel.sessions.answered(session, monotonic_ms)
+        kernel.sessions.keep_offer(session, monotonic_ms)
         cancels, session.cancels = session.cancels, []
         session.answer(PollAnswer(batch, cancels))
         self._sent = True

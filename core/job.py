@@ -1,11 +1,11 @@
 """The values that travel the path of a job: what is submitted, stored, waited for, and settled.
 
-Three shapes of one job, each as small as its place allows:
+Four shapes of one job, each as small as its place allows:
 
-    JobSpec   as submitted: what the caller said, nothing resolved     (one per submission)
-    NewJob    the row to insert; its fields are the columns of the COPY (one per submission)
-    Waiting   what memory knows of a job whose time has not come        (up to `resident_jobs_max`)
-    Job       the whole row, for answers                                (only when asked for)
+    JobSpec   as submitted: what the caller said, nothing resolved (a plain batch is `PlainJobs`)
+    NewJob    the row to insert
+    Waiting   what memory knows of a job whose time has not come (up to `resident_jobs_max`)
+    Job       the whole row, for answers (only when asked for)
 
 A running job is a `core.lease.Lease`.
 """
@@ -118,7 +118,7 @@ class JobSpec(NamedTuple):
 
 
 class NewJob(NamedTuple):
-    """A row to insert. The order of the fields is the order of the COPY's columns."""
+    """A row to insert. Much takes the fields apart by their order, above all `storage.pg_copy`."""
 
     id: str
     scheduled_at_ms: int

@@ -64,7 +64,7 @@ class Jobs:
             lambda request: len(request.specs),
             batch_max=settings.submit_batch_max,
             in_flight_max=settings.submits_in_flight_max,
-            kind=_slots_of,
+            kind=_wanted_queue,
         )
         self._patience = Patience(kernel, self._direct, self._commit)
 
@@ -85,7 +85,10 @@ class Jobs:
             raise InvalidRequest(
                 f"a batch has 1 to {BATCH_MAX} jobs", code="batch_size", pointer="/jobs"
             )
-        if self._commit.rows + len(specs) > kernel.settings.submit_backlog_max:
+        if (
+            self._commit.rows + self._patience.rows + len(specs)
+            > kernel.settings.submit_backlog_max
+        ):
             raise Unavailable("too many submissions are waiting", code="overloaded")
         request = Request(specs, kernel.clock.now_ms())
         if self._patience.applies(specs):
@@ -98,14 +101,14 @@ class Jobs:
         await self._commit.drain()
 
     async def get(self, job_id: str) -> Job:
-        """Return the job; raise `NotFound`."""
+        """Return the job; raise `NotFound`, and `InvalidRequest` if that is no job's id."""
         job = await self._kernel.store.get(check(job_id))
         if job is None:
             raise NotFound("there is no such job")
         return job
 
     async def wait(self, job_id: str, wait_ms: int) -> Job:
-        """Return the job when it has ended, or as it is when the time is up."""
+        """Return the job when it has ended, or as it is when the time is up; raise as `get`."""
         clock = self._kernel.clock
         until_ms = clock.monotonic_ms() + wait_ms
         while True:
@@ -129,7 +132,7 @@ class Jobs:
     async def cancel(self, job_id: str) -> Job:
         """Cancel a waiting job at once, or ask a running one to stop.
 
-        Raises `NotFound`, and `Conflict` if it has ended otherwise.
+        Raises as `get`, and `Conflict` if it has ended otherwise.
         """
         job_id = check(job_id)
         kernel = self._kernel
@@ -238,11 +241,23 @@ class Jobs:
             if isinstance(answer, TickwheelError):
                 outcome.update(dict.fromkeys(batch.places, answer))
                 continue
-            self._go_on(batch.submission.jobs, taken, answer)
+            self._go_on_surely(batch.submission.jobs, taken, answer)
             for place, share in batch.shares(requests):
                 outcome[place] = Written(batch.submission.jobs[share], answer[share])
         self._kernel.alarm.ring()
         return [outcome[place] for place in range(len(requests))]
+
+    def _go_on_surely(
+        self, jobs: Sequence[NewJob], slots: Sequence[WorkerSession], answer: Sequence[Appended]
+    ) -> None:
+        """Go on, and if that fails, tell and read the rows again: they are written, once."""
+        try:
+            self._go_on(jobs, slots, answer)
+        except Exception as error:  # noqa: BLE001 (whatever it is, nothing may be written twice)
+            self._kernel.rereads.update((row.id, row.scheduled_at_ms) for row in jobs)
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "jobs that were written could not go on", "exception": error}
+            )
 
     def _go_on(
         self, jobs: Sequence[NewJob], slots: Sequence[WorkerSession], answer: Sequence[Appended]
@@ -287,8 +302,8 @@ class Jobs:
             kernel.rereads[job_id] = scheduled_at_of(job_id)
 
 
-def _slots_of(request: Request) -> str:
-    """Return the queue whose slots a request may take, judged by its first job, or nothing."""
+def _wanted_queue(request: Request) -> str:
+    """Return the queue of which a request may take slots, judged by its first job, or nothing."""
     first = request.specs[0]
     plain = first.run_at_ms is None and first.delay_ms is None and first.idempotency_key is None
     return first.queue if plain else ""

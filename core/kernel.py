@@ -124,7 +124,7 @@ class Kernel:
         return True
 
     def room(self, queue: Queue, most: int) -> int:
-        """Return how many more attempts of the queue may start now, at most `most`."""
+        """Return how many more attempts of the queue may start now, 0 to `most`."""
         if queue.paused or self.draining:
             return 0
         if queue.max_running is None:
@@ -132,7 +132,7 @@ class Kernel:
         if not self.recovered:
             return 0  # what runs since before the start is not counted yet
         busy = self.leases.running[queue.name] + self.claiming[queue.name]
-        return min(most, queue.max_running - busy)
+        return max(0, min(most, queue.max_running - busy))
 
     def adopt(self, row: Running) -> Lease:
         """Keep a lease on a running row that memory doesn't know; it is not sent yet."""

@@ -169,14 +169,15 @@ class LeaseTable:
     def send(self, leases: Iterable[Lease], now_monotonic_ms: int) -> None:
         """Start leases: their TTL and their jobs' timeouts count from now."""
         sent_ms = max(now_monotonic_ms, 1)
-        terms, flight = None, Flight(0)
+        terms: Terms | None = None
+        flights: dict[int, Flight] = {}
         for lease in leases:
             if lease.terms is not terms:
                 terms = lease.terms
                 deadline_ms = now_monotonic_ms + terms.lease_ms
                 timeout_at_ms = now_monotonic_ms + terms.timeout_ms
-                if flight.due_ms != deadline_ms:
-                    flight = self._arm(deadline_ms)
+                flight = flights.get(deadline_ms) or self._arm(deadline_ms)
+                flights[deadline_ms] = flight
             lease.sent_ms = sent_ms
             lease.timeout_at_ms = timeout_at_ms
             lease.deadline_ms = deadline_ms

@@ -32,13 +32,12 @@ _SAMPLE = 2_000
 class LaneCursor:
     """Where a lane is loaded up to, how many of its jobs are in memory, and when it was loaded."""
 
-    __slots__ = ("cursor", "loaded_ms", "loading", "name", "resident")
+    __slots__ = ("cursor", "loaded_ms", "name", "resident")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.cursor: Cursor = CURSOR_START
         self.resident = 0
-        self.loading = False
         self.loaded_ms = -(1 << 60)
 
 

@@ -168,7 +168,7 @@ def jittered(spec: ScheduleSpec, schedule_id: str, fire_ms: int) -> int:
 
 def _check_range(value: int, low: int, high: int, name: str, pointer: str) -> None:
     if not low <= value <= high:
-        detail = f"{name} is between {low / 1000:g} and {high / 1000:g} seconds"
+        detail = f"{name} is between {low / 1000:,g} and {high / 1000:,.0f} seconds"
         raise InvalidSchedule(f"{name}_invalid", detail, pointer)
 
 

@@ -178,6 +178,7 @@ class Sessions:
         self.offers: dict[str, dict[str, WorkerSession]] = {}
         """Queue → sessions that offer slots for it, the longest first."""
         self._lapsing: dict[str, WorkerSession] = {}
+        """Those that wait for no answer, in the order in which their offers lapse."""
 
     def add(self, session: WorkerSession) -> None:
         """Keep a new session; raise `InvalidRequest` when there are too many."""
@@ -215,16 +216,19 @@ class Sessions:
         for queue in session.offer:
             self.offers.setdefault(queue, {})[session.worker_id] = session
 
-    def answered(self, session: WorkerSession, now_monotonic_ms: int) -> None:
+    def keep_offer(self, session: WorkerSession, now_monotonic_ms: int) -> None:
         """Note that the session's poll is about to be answered; what is left of its offer stands."""
         session.offer_until_ms = now_monotonic_ms + OFFER_MS
+        self._lapsing.pop(session.worker_id, None)
         self._lapsing[session.worker_id] = session
 
     def lapse(self, now_monotonic_ms: int) -> None:
         """Withdraw the offers of those who did not poll again in time."""
-        for session in list(self._lapsing.values()):
-            if session.offer_until_ms <= now_monotonic_ms:
-                self.withdraw(session)
+        while self._lapsing:
+            session = next(iter(self._lapsing.values()))
+            if session.offer_until_ms > now_monotonic_ms:
+                return
+            self.withdraw(session)
 
     def withdraw(self, session: WorkerSession) -> None:
         """Take the session's offer back."""

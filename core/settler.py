@@ -1,6 +1,6 @@
 """Settling: the one door out. However an attempt ends, its settlement goes through here.
 
-Reports of workers, leases that ran out, jobs given back unsent: each becomes a `Settlement`, goes
+Reports of workers, leases that ran out, jobs given back unsent: each becomes an `End`, goes
 to the store in a group commit that compares the fencing token, and only then changes memory. While
 it is being written the lease can't run out and can't be settled again.
 """

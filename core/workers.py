@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from .dispatcher import Dispatcher
 from .errors import InvalidRequest, Unavailable, UnknownWorker
@@ -30,16 +29,6 @@ LOOKS_MAX = 10
 """How often a report waits for others that settle the same job and fail."""
 
 
-class _Found(NamedTuple):
-    """What a reported (job, token) is: a lease of that worker, or at once an answer."""
-
-    lease: Lease | None
-    status: Status
-
-
-_STALE = _Found(None, "stale")
-
-
 class Workers:
     """The worker sessions of one scheduler."""
 
@@ -51,7 +40,12 @@ class Workers:
     async def register(
         self, name: str, queues: dict[str, int], tasks: Sequence[str], principal: str = ""
     ) -> WorkerSession:
-        """Open a session. `queues` are slots per queue; raises `InvalidRequest`."""
+        """Open a session. `queues` are slots per queue.
+
+        Raises `InvalidRequest`, and `Unavailable` when the scheduler is shutting down.
+        """
+        if self._kernel.draining:
+            raise _draining()
         if not 1 <= len(queues) <= QUEUES_MAX:
             raise InvalidRequest(
                 f"a worker has 1 to {QUEUES_MAX} queues", code="queues_invalid", pointer="/queues"
@@ -77,10 +71,11 @@ class Workers:
 
         `slots` are the free ones per queue. The same `seq` again gives the same answer, a lower one
         nothing. What was claimed for a cancelled call is given back; if it had just been answered,
-        `undelivered` gives that back. Raises `UnknownWorker` and `InvalidRequest`.
+        `undelivered` gives that back. Raises `UnknownWorker`, `InvalidRequest`, and `Unavailable`
+        when the scheduler has shut down.
         """
         kernel = self._kernel
-        session = kernel.sessions.get(worker_id, principal)
+        session = self._session(worker_id, principal)
         _check_slots(slots, "/slots")
         session.last_seen_ms = kernel.clock.monotonic_ms()
         if not session.asked(seq):
@@ -129,11 +124,11 @@ class Workers:
     async def report(self, worker_id: str, report: Report, principal: str = "") -> ReportAnswer:
         """Settle what ended and renew what runs; return after the commit.
 
-        Raises `UnknownWorker`, `InvalidRequest`, and `Unavailable` when nothing could be written:
-        repeat the report then.
+        Raises `UnknownWorker`, `InvalidRequest`, and `Unavailable` when nothing could be written or
+        the scheduler has shut down: repeat the report then.
         """
         kernel = self._kernel
-        session = kernel.sessions.get(worker_id, principal)
+        session = self._session(worker_id, principal)
         if len(report.ended) + len(report.running) > REPORT_ITEMS_MAX:
             raise InvalidRequest(f"at most {REPORT_ITEMS_MAX} items", code="report_too_large")
         session.last_seen_ms = kernel.clock.monotonic_ms()
@@ -154,6 +149,18 @@ class Workers:
         """Return the sessions, oldest first."""
         return self._kernel.sessions.all()
 
+    def _session(self, worker_id: str, principal: str) -> WorkerSession:
+        """Return the session. Of one that has shut down nobody is unknown: its successor decides.
+
+        Else a worker would register again right here, and have its running attempts refused.
+        """
+        try:
+            return self._kernel.sessions.get(worker_id, principal)
+        except UnknownWorker:
+            if self._kernel.draining:
+                raise _draining() from None
+            raise
+
     def _give_up(self, session: WorkerSession, poll: Poll) -> None:
         if session.poll is poll:
             cancels, session.cancels = session.cancels, []
@@ -161,7 +168,7 @@ class Workers:
                 self._kernel.sessions.withdraw(session)
                 session.poll, session.cancels = None, cancels
             else:
-                self._kernel.sessions.answered(session, self._kernel.clock.monotonic_ms())
+                self._kernel.sessions.keep_offer(session, self._kernel.clock.monotonic_ms())
                 session.answer(PollAnswer(cancel=cancels))
 
     async def _settle(
@@ -202,7 +209,7 @@ class Workers:
     async def _look_at_all(
         self, session: WorkerSession, items: Sequence[ReportItem]
     ) -> builtins.list[Lease | Status]:
-        """Return what `_look` says of each item; no lease of it is being settled."""
+        """Return what `_find` says of each item; no lease of it is being settled."""
         mine = session.leases.get
         looked: builtins.list[Lease | Status] = []
         waited = False
@@ -216,28 +223,24 @@ class Workers:
                 looked.append(lease)
             else:
                 waited = True
-                looked.append(await self._look(session, item))
+                looked.append(await self._find(session, *item))
         if not waited:
             return looked
-        for _ in range(LOOKS_MAX):
-            # Another report may be settling some, or begin to while a row is read, or have ended
-            # them by now: only their end is an answer.
-            busy = [place for place, found in enumerate(looked) if self._is_busy(found)]
-            if not busy:
-                return looked
+        looks = 0
+        # Another report may be settling some, or begin to while a row is read, or have ended them
+        # by now: only their end is an answer.
+        while busy := [place for place, found in enumerate(looked) if self._is_busy(found)]:
+            if looks == LOOKS_MAX:
+                raise Unavailable("a job is being settled over and over: report it again")
+            looks += 1
             for place in busy:
-                looked[place] = await self._look(session, items[place])
-        raise Unavailable("a job is being settled over and over: report it again")
+                looked[place] = await self._find(session, *items[place])
+        return looked
 
     def _is_busy(self, found: Lease | Status) -> bool:
         if isinstance(found, str):
             return False
         return found.settling is not None or self._kernel.leases.get(found.id) is not found
-
-    async def _look(self, session: WorkerSession, item: ReportItem) -> Lease | Status:
-        """Return the lease that an item speaks of, or at once what to answer."""
-        found = await self._find(session, *item)
-        return found.lease or found.status
 
     async def _renew(
         self, session: WorkerSession, items: Sequence[RunningItem]
@@ -246,26 +249,30 @@ class Workers:
         results: builtins.list[tuple[str, Status]] = []
         for item in items:
             found = await self._find(session, item.job_id, item.fencing_token, None)
-            if found.lease is not None:
-                found.lease.progress = item.progress or found.lease.progress
-                kernel.leases.renew(found.lease, kernel.clock.monotonic_ms())
-            results.append((item.job_id, found.status))
+            if isinstance(found, Lease):
+                found.progress = item.progress or found.progress
+                kernel.leases.renew(found, kernel.clock.monotonic_ms())
+                found = "ok"
+            results.append((item.job_id, found))
         return results
 
     async def _find(
         self, session: WorkerSession, job_id: str, token: int, outcome: Outcome | None
-    ) -> _Found:
-        """Find the lease that a report speaks of; what memory doesn't know, its row decides."""
+    ) -> Lease | Status:
+        """Return the worker's lease that a report speaks of, or at once what to answer.
+
+        What memory doesn't know, the job's row decides.
+        """
         lease = self._kernel.leases.get(job_id)
         if lease is not None and lease.settling is not None:
             if outcome is None:
-                return _Found(None, "ok") if lease.fencing_token == token else _STALE
+                return "ok" if lease.fencing_token == token else "stale"
             await lease.settling.wait()
             lease = self._kernel.leases.get(job_id)
         if lease is None:
             return await self._find_row(session, job_id, token, outcome)
         if lease.fencing_token != token:
-            return _STALE
+            return "stale"
         if lease.worker_id == "" and lease.queue in session.queues:
             if self._kernel.sessions.find(session.worker_id) is not session:
                 raise UnknownWorker("no such worker: register again")  # forgotten meanwhile
@@ -273,24 +280,28 @@ class Workers:
             session.leases[lease.id] = lease
             if lease.cancel_requested:
                 session.cancels.append(lease.id)
-        return _Found(lease, "ok") if lease.worker_id == session.worker_id else _STALE
+        return lease if lease.worker_id == session.worker_id else "stale"
 
     async def _find_row(
         self, session: WorkerSession, job_id: str, token: int, outcome: Outcome | None
-    ) -> _Found:
+    ) -> Lease | Status:
         kernel = self._kernel
         job_id = check(job_id)
         job = await kernel.store.get(job_id)
         if job is None or job.fencing_token != token or job.queue not in session.queues:
-            return _STALE
+            return "stale"
         if job.state is State.RUNNING:
             if kernel.leases.get(job_id) is None:
                 lease = kernel.adopt(running_of(job))
                 kernel.leases.send([lease], kernel.clock.monotonic_ms())
             return await self._find(session, job_id, token, outcome)
         if outcome is not None and _already_applied(job, outcome):
-            return _Found(None, "duplicate")
-        return _STALE
+            return "duplicate"
+        return "stale"
+
+
+def _draining() -> Unavailable:
+    return Unavailable("the scheduler is shutting down", code="draining")
 
 
 def _check_slots(slots: dict[str, int], pointer: str) -> None:

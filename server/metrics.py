@@ -152,7 +152,7 @@ class ServerMetrics(Collector):
         )
         yield _histogram("batch", "Round trips to the store.", "name", self._batches)
         buckets, total = self._stalls.export()
-        text = "How late the event loop was, looked at every 5 ms."
+        text = "How late the event loop was, looked at every 20 ms."
         yield HistogramMetricFamily(
             "tickwheel_loop_stall_seconds", text, buckets=buckets, sum_value=total
         )

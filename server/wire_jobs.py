@@ -139,7 +139,8 @@ _USUAL_BATCH = msgspec.json.Decoder(UsualBatch)
 def decode_submission(body: bytes) -> tuple[Sequence[JobSpec], bool]:
     """Return the jobs that a POST submits, and whether it was one object rather than a batch.
 
-    Pointers of errors in a batch begin with `/jobs/<i>`.
+    Raises `InvalidJSON`, `TooLarge`, `InvalidRequest` and `msgspec.ValidationError`; pointers of
+    errors in a batch begin with `/jobs/<i>`.
     """
     parsed = wire.check_json(body)
     if not (isinstance(parsed, dict) and "jobs" in parsed):

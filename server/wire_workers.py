@@ -147,7 +147,10 @@ _USUAL_ITEM_BYTES = len('{"job_id":"","fencing_token":},')
 
 
 def decode_report(body: bytes) -> Report:
-    """Return the report in a body."""
+    """Return the report in a body.
+
+    Raises `InvalidJSON`, `TooLarge`, `InvalidRequest` and `msgspec.ValidationError`.
+    """
     usual = _usual(body)
     if usual is not None:
         return usual

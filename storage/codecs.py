@@ -26,10 +26,10 @@ INSTANTS_CACHED_MAX: Final = 4_096
 _HEADER: Final = Struct(">iiIii").pack
 """One dimension, whether there are NULLs, the type of the elements, how many, and from one on."""
 _EMPTY: Final = Struct(">iiI").pack
-_LENGTH: Final = Struct(">i").pack
+LENGTH: Final = Struct(">i").pack
 _INSTANT: Final = Struct(">iq").pack
 _MICROS: Final = Struct(">q")
-_NULL: Final = _LENGTH(-1)
+NULL: Final = LENGTH(-1)
 _DASHES: Final = {ord("-"): None}
 
 _INT8, _INT2, _JSON, _TIMESTAMPTZ, _UUID = 20, 21, 114, 1184, 2950
@@ -89,11 +89,12 @@ def _encode_ids(ids: Collection[str]) -> bytes:
 
 def _encode_instants(times_ms: Collection[int]) -> bytes:
     head = _HEADER(1, 0, _TIMESTAMPTZ, len(times_ms), 1) if times_ms else _EMPTY(0, 0, _TIMESTAMPTZ)
-    return head + b"".join(map(_instant_element, times_ms))
+    return head + b"".join(map(instant_element, times_ms))
 
 
 @lru_cache(INSTANTS_CACHED_MAX)
-def _instant_element(ms: int) -> bytes:
+def instant_element(ms: int) -> bytes:
+    """Return an instant as it goes into an array or a COPY: its length, then its own bytes."""
     return _INSTANT(8, (ms - EPOCH_2000_MS) * 1000)
 
 
@@ -106,7 +107,7 @@ def _encode_int2s(values: Iterable[int]) -> bytes:
 
 
 def _encode_documents(documents: Sequence[bytes | None]) -> bytes:
-    parts = [_NULL if one is None else _LENGTH(len(one)) + one for one in documents]
+    parts = [NULL if one is None else LENGTH(len(one)) + one for one in documents]
     head = _HEADER(1, None in documents, _JSON, len(parts), 1) if parts else _EMPTY(0, 0, _JSON)
     return head + b"".join(parts)
 

@@ -165,7 +165,7 @@ class MemoryJobs:
                 self._tables.aside.add(new.id)
             job = self._tables.jobs[new.id]
             ours = job.state is State.RUNNING and job.owner == owner
-            token = job.fencing_token if ours else 0
+            token = job.fencing_token if ours and job.cancel_requested_at_ms is None else 0
             answers.append(Appended(new.id, new.run_at_ms, False, token))
         return answers
 

@@ -143,7 +143,10 @@ class PgAppend(PgBase):
         return holders
 
     async def _there(self, link: Link, jobs: Sequence[NewJob], owner: str) -> dict[str, int]:
-        """Return those jobs that were inserted before, by id: the token if `owner` runs them."""
+        """Return those jobs that were inserted before, by id.
+
+        Each with the token if `owner` runs it and nobody has asked it to stop, else with 0.
+        """
         shares, _ = self._partitions.split([job.scheduled_at_ms for job in jobs])
         found: dict[str, int] = {}
         for name, places in shares.items():

@@ -24,7 +24,7 @@ import asyncpg
 
 from tickwheel.core.job import NewJob
 
-from .codecs import id_bytes, micros
+from .codecs import LENGTH, NULL, id_bytes, instant_element, micros
 
 COLUMNS: Final = (
     *("queue", "task", "priority", "max_attempts"),
@@ -47,9 +47,6 @@ _START: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END: Final = b"\xff\xff"
 _OWN: Final = struct.Struct(">i16s iq iq iq ih i").pack
 """The id, three instants and the shard, each after its length; and the length of the args."""
-_LENGTH: Final = struct.Struct(">i").pack
-_INSTANT: Final = struct.Struct(">iq").pack
-_NULL: Final = _LENGTH(-1)
 _TEXT_OID: Final = 25
 _INDEXED: Final = struct.pack(">i?i", 1, True, -1)
 _LED: Final = struct.pack(">i?i", 1, False, -1)
@@ -128,13 +125,13 @@ def _claims(
         and schedule_ids.count(None) == len(workers)
     )
     runs = _text("running") + struct.pack(">ihiq", 2, 1, 8, token) + _text(owner)
-    since = _INSTANT(8, *micros((now_ms,))) + (_LED if are_led else _INDEXED)
+    since = instant_element(now_ms) + (_LED if are_led else _INDEXED)
     said = {who: runs + _text(who) + since for who in set(workers) if who is not None}
-    waits = _text("scheduled") + struct.pack(">ihiq", 2, 0, 8, 0) + 3 * _NULL + _INDEXED
+    waits = _text("scheduled") + struct.pack(">ihiq", 2, 0, 8, 0) + 3 * NULL + _INDEXED
     rows = [said[who] if who is not None else waits for who in workers]
     if are_led:
         leader = started[started_ms.index(first_ms)]
-        rows[leader] = rows[leader].removesuffix(_NULL) + _INSTANT(8, *micros((last_ms,)))
+        rows[leader] = rows[leader].removesuffix(NULL) + instant_element(last_ms)
     return rows
 
 
@@ -148,11 +145,11 @@ def _rare(
     """Return the last five columns."""
     return b"".join(
         (
-            _NULL if expires_at_ms is None else _INSTANT(8, *micros((expires_at_ms,))),
-            _NULL if options is None else _sized(options),
-            _NULL if tags is None else _sized(_texts(tags)),
-            _NULL if schedule_id is None else _text(schedule_id),
-            _NULL if redriven_from is None else _sized(id_bytes((redriven_from,))),
+            NULL if expires_at_ms is None else instant_element(expires_at_ms),
+            NULL if options is None else _sized(options),
+            NULL if tags is None else _sized(_texts(tags)),
+            NULL if schedule_id is None else _text(schedule_id),
+            NULL if redriven_from is None else _sized(id_bytes((redriven_from,))),
         )
     )
 
@@ -168,4 +165,4 @@ def _text(value: str) -> bytes:
 
 
 def _sized(value: bytes) -> bytes:
-    return _LENGTH(len(value)) + value
+    return LENGTH(len(value)) + value

@@ -30,6 +30,8 @@ from .pg_base import JOB_WIDTH, PgBase, job_of
 SHARE_MIN: Final = 32
 LEADERS_PAGE: Final = 25
 """What they lead to is read in one statement: 15,000 rows at 25,000 jobs a second."""
+LEADERS_SPAN_MS: Final = 1_000
+"""How far apart they may lie: all between them is read too."""
 MOVES_MAX: Final = 5
 """How often in a row a job may be moved away under our hands before we take it for gone."""
 _RUN_AT, _ID, _NTH, _SHARD, _IS_RUNNING = range(5)
@@ -110,8 +112,9 @@ class PgLoad(PgBase):
         From there, not from the beginning: those that no longer lead are still in the way.
         """
         sql = self._sql("index_led", name)
-        [(last_ms, count)] = await link.fetch(sql, from_ms, until_ms, LEADERS_PAGE)
-        return last_ms if count == LEADERS_PAGE else None
+        args = (from_ms, until_ms, LEADERS_PAGE, LEADERS_SPAN_MS)
+        place: int | None = await link.value(sql, *args)
+        return place
 
     async def _page(
         self,

@@ -14,6 +14,7 @@ Everything else is deleted in pages, `PAGES_MAX` at a time.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -34,7 +35,8 @@ PAGES_MAX: Final = 100
 AUDIT_MAX: Final = 100_000
 LED_MS: Final = 10_000
 """How long a job that was started when it was written may run outside the index."""
-LEADERS_REST_SECONDS: Final = 0.1
+REST_RATIO: Final = 3
+"""How many times as long as a page took it rests after it: the jobs themselves come first."""
 _DROP_ATTEMPTS_MAX: Final = 2
 
 
@@ -43,6 +45,7 @@ class PgUpkeep(PgLoad):
 
     _ddl_pool: Pool
     _led_ms: int = 0
+    """A watermark: upkeep no longer looks for those that lead from before it."""
     _sleep: Sleep
     _retention_ms: int
     _dead_retention_ms: int
@@ -68,14 +71,16 @@ class PgUpkeep(PgLoad):
 
         To read them prunes their pages too, so that dead rows don't call vacuum.
         """
+        clock = asyncio.get_running_loop().time
         with suppress(asyncpg.UndefinedTableError):  # dropped meanwhile; the next time, then
             for name in await self._pool.read(partial(self._partitions.live, until_ms=until_ms)):
                 place: int | None = self._led_ms
                 while place is not None:
                     page = partial(self._index_page, name=name, from_ms=place, until_ms=until_ms)
+                    started_at = clock()
                     place = await self._pool.run(page)
                     if place is not None:
-                        await self._sleep(LEADERS_REST_SECONDS)
+                        await self._sleep(REST_RATIO * (clock() - started_at))
             # Who comes later into the range before that is found by `find_started`.
             self._led_ms = until_ms
 

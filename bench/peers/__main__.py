@@ -1,15 +1,14 @@
 """`python -m tickwheel.bench.peers`: measure Tickwheel and its peers side by side.
 
 Prints a line for each measurement and the tables at the end; the record goes to
-`bench/results/peers-<date>-<commit>.json`. About half an hour; `--quick` says only that everything
-runs, in five minutes. `--table FILE` prints the tables of a record.
+`bench/results/peers-<date>-<commit>.json`; of a run that is cut short, or of some peers only, it
+keeps the ending `.part`, and the report leaves it out. About half an hour; `--quick` says only that
+everything runs, in five minutes. `--table FILE` prints the tables of a record.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,10 +20,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tickwheel.bench.runner import ended_by_sigterm
+
 from . import services, table
 from .catalogue import PEERS
 from .peer import Peer
-from .record import SHAPES, Record, Row
+from .record import SHAPES, Record, Row, read
 from .search import order
 from .session import FULL, QUICK, Scale, Session
 from .tickwheel import OURS, Tickwheel
@@ -69,12 +70,12 @@ def main(
         peers = [peer for peer in PEERS if not only or peer.name in only]
         scale = QUICK if quick else FULL
         options = Options(peers, repeats or (1 if quick else 2), scale, results)
-        try:
-            file = asyncio.run(_run(options, console))
-        except asyncio.CancelledError:
-            raise SystemExit(128 + signal.SIGTERM) from None
+        file = asyncio.run(_run(options, console))
         console.print(f"record: {file}", highlight=False)
-    rows: list[Row] = json.loads(file.read_text())["rows"]
+    try:
+        rows = read(file)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(table.text(rows))
     if bad := [row for row in rows if "error" in row or table.is_wrong(row)]:
         for row in bad:
@@ -83,7 +84,6 @@ def main(
 
 
 async def _run(options: Options, console: Console) -> Path:
-    _end_on_sigterm()
     ours = Tickwheel()
     total = len(order(options.peers, ours, options.repeats)) * len(SHAPES)
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn())
@@ -115,15 +115,11 @@ async def _run(options: Options, console: Console) -> Path:
                 kept,
             )
             await session.run(options.peers, ours, options.repeats)
+            if len(options.peers) == len(PEERS):
+                record.publish()
         return record.path
 
 
-def _end_on_sigterm() -> None:
-    """Let SIGTERM end the run as Ctrl-C does: every process that was started is ended."""
-    whole = asyncio.current_task()
-    assert whole is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)
-
-
 if __name__ == "__main__":
-    main()
+    with ended_by_sigterm():
+        main()

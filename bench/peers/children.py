@@ -109,7 +109,7 @@ class Children:
         return used
 
     def memory_mb(self) -> float:
-        """Return the proportional share of memory of all parts now, in MiB."""
+        """Return the proportional share of memory of all parts now, in MB."""
         return sum(memory_mb(each) for _, pid in self._pids() for each in tree(pid))
 
     def _pids(self) -> list[tuple[str, int]]:
@@ -118,10 +118,6 @@ class Children:
     def end(self) -> None:
         """End all by SIGTERM, the last started first; kill what lives after a second."""
         for _, child in reversed(self._started):
-            for pipe in (child.stdin, child.stdout):
-                with contextlib.suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
             _signal(child, signal.SIGTERM)
         until = time.monotonic() + END_SECONDS_MAX
         while any(child.poll() is None for _, child in self._started):
@@ -131,6 +127,11 @@ class Children:
         for _, child in self._started:
             _signal(child, signal.SIGKILL)  # its children too, if it left any
             child.wait()
+            # Not before: it would wait for who still reads from a child that says nothing.
+            for pipe in (child.stdin, child.stdout):
+                with contextlib.suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
         self._started.clear()
 
 
@@ -140,12 +141,12 @@ def _signal(child: subprocess.Popen[str], number: signal.Signals) -> None:
 
 
 def memory_mb(pid: int) -> float:
-    """Return the proportional set size of one process in MiB; 0 if it has ended."""
+    """Return the proportional set size of one process in MB (10⁶ bytes); 0 if it has ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
     for line in rollup.splitlines():
         if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
+            return int(line.split()[1]) * 1024 / 1e6
     return 0.0

@@ -1,5 +1,7 @@
 """The peers' results: one JSON file, written anew after every measurement.
 
+`bench/results/peers-<date>-<commit>.part` while it grows, `.json` when a run of all peers has ended.
+
     {"kind": "peers", "quick": false, "commit", "at", "machine": {}, "postgres": {}, "redis": "7.0.15",
      "rows": [{"system", "version", "configuration", "remark", "service", "shape", "repeat",
                "at", "load", "figures": {}}]}
@@ -20,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tickwheel.bench import machine
 
 from .peer import Peer, Shape
@@ -32,6 +36,12 @@ DIGITS = 3
 Row = dict[str, Any]
 
 
+class _File(msgspec.Struct):
+    """What is read back."""
+
+    rows: list[Row]
+
+
 @dataclass(slots=True)
 class Record:
     """The file and what is in it."""
@@ -41,9 +51,9 @@ class Record:
 
     @classmethod
     def new(cls, folder: Path, postgres: dict[str, str], *, quick: bool) -> Record:
-        """Begin a record of this machine and commit, in place of an earlier one of the day."""
-        commit, now = machine.commit(), datetime.now(UTC)
-        name = f"{'quick-' if quick else ''}peers-{now:%Y-%m-%d}-{commit}.json"
+        """Begin a record of this machine and commit."""
+        commit, now = machine.commit(machine.MEASURED_WITH_PEERS), datetime.now(UTC)
+        name = f"{'quick-' if quick else ''}peers-{now:%Y-%m-%d}-{commit}.part"
         folder.mkdir(parents=True, exist_ok=True)
         results = {
             "kind": "peers",
@@ -63,6 +73,18 @@ class Record:
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps(self.results, indent=1) + "\n")
         draft.replace(self.path)
+
+    def publish(self) -> None:
+        """Give the file its last name, in place of an earlier one of the day."""
+        self.path = self.path.replace(self.path.with_suffix(".json"))
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a record. Raises ValueError where it is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_File).rows
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is no record of peers: {error}") from error
 
 
 def row(peer: Peer, shape: Shape, repeat: int) -> Row:

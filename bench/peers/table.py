@@ -1,7 +1,7 @@
 """The tables of a peers' record: medians, spread, and the ratio to Tickwheel in the same run.
 
 A ratio tells how much better Tickwheel is: how many times as many jobs per second, or how much less
-CPU or lateness. Below 1 the peer wins; each such place is listed with what explains it.
+CPU, memory or lateness. Below 1 the peer wins; each such place is listed with what explains it.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ class Tables:
         return str(theirs), self._ratio(system, RATES[shape], ours, theirs)
 
     def costs(self) -> str:
-        """Return CPU per job over all processes, and memory."""
+        """Return CPU per job over all processes, and the memory of an end to end."""
         head = (
             *("system", "CPU µs per job, end to end", "theirs/ours", "of it database"),
-            *("CPU µs per single call", "theirs/ours", "memory MB (PSS, peak)"),
+            *("CPU µs per single call", "theirs/ours", "memory MB (PSS, peak)", "theirs/ours"),
         )
         return "### Cost, all processes\n\n" + markdown(head, map(self._cost, self._systems))
 
@@ -111,7 +111,8 @@ class Tables:
             cells += [_cell(theirs), self._ratio(system, what, theirs, ours)]
             if shape == "end":
                 cells.append(_cell(self._figure(system, shape, "cpu_service_us")))
-        return [*cells, _cell(self._figure(system, "end", "memory_mb"))]
+        theirs, ours = (self._figure(who, "end", "memory_mb") for who in (system, OURS))
+        return [*cells, _cell(theirs), self._ratio(system, "memory", theirs, ours)]
 
     def lateness(self) -> str:
         """Return a line for each rate of due jobs that was tried."""

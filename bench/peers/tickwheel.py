@@ -18,8 +18,8 @@ class Tickwheel(Peer):
     name = OURS
     service = "postgres"
     configuration = (
-        "1 scheduler process, 2 worker processes of 4,000 slots, all defaults; POST /v1/jobs with "
-        "500 jobs × 8 in flight, or one job × 32"
+        "1 scheduler process, 2 worker processes of 4,000 slots, all defaults; Client with "
+        "auto_keys=False on uvloop: submit_many 500 × 8 in flight, or submit × 32"
     )
     remark = (
         "over HTTP to workers in processes of their own, each attempt and each completion committed "
@@ -48,7 +48,7 @@ class Tickwheel(Peer):
         return [self._play("work")] * 2
 
     def producer(self) -> Command:
-        """Return the process that posts."""
+        """Return the process that submits."""
         return self._play("produce")
 
     def _play(self, role: str) -> Command:

@@ -6,10 +6,10 @@ The keys are the names of the targets. A target without a text has an empty cell
 from __future__ import annotations
 
 LIMITS: dict[str, str] = {
-    "end to end, batch": "the scheduler's one thread, 70 to 88 % busy beside a second core that "
+    "end to end, batch": "the scheduler's one thread, 60 to 80 % busy beside a second core that "
     "Postgres, the workers and the load share: each waits for the other now and then",
     "end to end, one job per POST": "the scheduler's one core: a packet in and one out for each "
-    "job, and commits of some 40 jobs where hundreds would be cheaper",
+    "job, and commits of some 50 jobs where hundreds would be cheaper",
     "CPU per job at full speed, scheduler": "Python's interpreter: the profile is flat, no "
     "function over 7 %",
     "CPU per job at full speed, all": "half of it is the scheduler's; Postgres has 30 %: two row "
@@ -25,7 +25,7 @@ LIMITS: dict[str, str] = {
     "100,000 due at one instant, drained": "the claims: one UPDATE per 2,000 jobs, two at a time",
     "restart to first fire, 10 M waiting": "starting Python and its imports, connecting, taking "
     "the shards, the first load",
-    "memory, 10 M waiting, 500 k in the wheel": "about 375 bytes for each job in memory",
+    "memory, 10 M waiting, 500 k in the wheel": "about 390 bytes for each job in memory",
     "WAL per job, due within the hour": "three row versions: written, claimed, settled",
     "longest loop stall, p99.9": "a flush of up to 2,000 rows is made in one piece",
 }

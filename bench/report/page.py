@@ -6,6 +6,7 @@ The ladder and the peers are run apart, each with a file of its own: the page ho
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from .sections import sections
 from .tables import markdown
 
 _METHOD = """\
-Every job goes through the public HTTP API, to Postgres with `fsync` and `synchronous_commit` on, \
+Jobs come in through the public HTTP API, go to Postgres with `fsync` and `synchronous_commit` on, \
 and to worker processes that report back over HTTP; load generator, Postgres, scheduler and \
-workers share the machine. Each phase has a database of its own, started as the embedded server \
-starts by itself. After each phase it is checked that no acknowledged job was lost, none ran \
+workers share the machine. Only waiting jobs by the million (in C, and all of F's) are written \
+past the API, by SQL. Each run has a database of its own, started as the embedded server starts by \
+itself, but for the phases with ten million jobs waiting, which share one that holds them. Postgres \
+checkpoints every 15 minutes or 8 GB of WAL, so that hardly any phase shorter than ten minutes \
+meets one. After each phase it is checked that no acknowledged job was lost, none ran \
 twice, and none early; a phase that fails a check is shown with it. CPU is user and system time \
 of whole process trees, per job. The yardstick is the CPU time of one and the same piece of \
 Python right before and after the run: where other machines share the processor, what a job costs \
@@ -38,11 +42,20 @@ NO_LADDER = "The ladder has not been run: `make bench` measures it, and writes i
 
 
 def write(results: Results | None, page: Path, plots: Path, peers_file: Path | None = None) -> None:
-    """Write the page, and its plots into a folder of their own, emptied of older ones first."""
-    for old in plots.glob("*.png"):
-        old.unlink()
+    """Write the page, and its plots into a folder of their own in place of older ones.
+
+    Raises ValueError where `peers_file` is no record of peers; what was there stays then.
+    """
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(results, plots, os.path.relpath(plots, page.parent), peers_file))
+    with tempfile.TemporaryDirectory(dir=page.parent) as name:
+        drawn = Path(name)
+        text = render(results, drawn, os.path.relpath(plots, page.parent), peers_file)
+        for old in plots.glob("*.png"):
+            old.unlink()
+        for new in drawn.iterdir():
+            plots.mkdir(exist_ok=True)
+            new.replace(plots / new.name)
+    page.write_text(text)
 
 
 def render(results: Results | None, plots: Path, link: str, peers_file: Path | None = None) -> str:

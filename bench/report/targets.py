@@ -135,16 +135,17 @@ TARGETS = (
 def table(results: Results) -> str:
     """Render the targets: floor, goal, measured, share of the goal, and what limits it."""
     head = ("target", "measured in", "floor", "goal", "measured", "share of the goal", "limited by")
-    rows = [_row(target, target.find(results)) for target in TARGETS]
+    # Small phases are run anywhere; what limits has been found where the others are published.
+    limits = {} if results.kind == "quick" else LIMITS
+    rows = [_row(each, each.find(results), limits.get(each.name, "")) for each in TARGETS]
     return markdown(head, rows, text_columns=2)
 
 
-def _row(target: Target, found: Found | None) -> tuple[str, ...]:
+def _row(target: Target, found: Found | None, limit: str) -> tuple[str, ...]:
     def unit(text: str) -> str:
         return f"{text} {target.unit}".strip() if target.unit != "/s" else f"{text}/s"
 
     bounds = unit(number(target.floor)), unit(number(target.goal))
-    limit = LIMITS.get(target.name, "")
     if found is None:
         return (target.name, NOTHING, *bounds, "not measured, or did not hold", NOTHING, limit)
     median = found.spread.median
@@ -171,8 +172,9 @@ def headline(results: Results) -> str:
             "scheduler_mb_max",
         ),
     )
+    command = "make bench-quick" if results.kind == "quick" else "make bench-full ONLY='{}'"
     rows = [
-        (what, cell(results.runs(name), figure), f"`make bench-full ONLY='{name}'`")
+        (what, cell(results.runs(name), figure), f"`{command.format(name)}`")
         for what, name, figure in asked
         if name is not None and results.runs(name)
     ]

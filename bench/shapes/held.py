@@ -29,7 +29,7 @@ def measure(rate: float, seconds: float) -> Callable[[Note], Awaitable[Measureme
     plan = plan_of(rate, seconds, BATCH)
 
     async def run(note: Note) -> Measurement:
-        async with house() as running, idle_transaction(running.dsn) as held:
+        async with house(workers=2) as running, idle_transaction(running.dsn) as held:
             before = await held.fetchval(_SNAPSHOT)
             measured = judged(await Trial(running, plan, note).run(), plan)
             same = await held.fetchval(_SNAPSHOT) == before

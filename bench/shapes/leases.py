@@ -12,7 +12,7 @@ import json
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, time
@@ -24,8 +24,8 @@ from tickwheel.bench.bodies import Plan
 from tickwheel.bench.house import House, house
 from tickwheel.bench.phase import Check, Measurement, Note
 from tickwheel.bench.processes import finish, python
-from tickwheel.bench.sampler import Reading, Sampler, buckets, quantile
-from tickwheel.bench.trial import STALL, fitted
+from tickwheel.bench.sampler import Reading, Sampler, buckets, gauge, quantile
+from tickwheel.bench.trial import RUNNING, STALL, fitted
 
 from . import holders
 
@@ -59,8 +59,9 @@ class Holding:
     async def end(self) -> None:
         """Have all its jobs end; RuntimeError if it ends without a word."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
         async with asyncio.timeout(END_SECONDS_MAX):
             await self._listener
         if not self.held:
@@ -102,11 +103,14 @@ def measure(
 async def _submit(running: House, leases: int) -> None:
     plan = Plan(0, leases // BATCH, BATCH, POSTERS, queue=QUEUE)
     given = {"url": running.url, "out": str(running.folder / "posts"), "plan": asdict(plan)}
-    generator = python("-m", "tickwheel.bench.generator", json.dumps(given))
+    log = running.folder / "generator.log"
+    generator = python("-m", "tickwheel.bench.generator", json.dumps(given), log=log)
     try:
         out, _ = await asyncio.to_thread(generator.communicate, f"{time()!r}\n")
     finally:
         finish(generator)
+    if generator.returncode:
+        raise RuntimeError(f"the generator failed: {log.read_text()[-2000:]}")
     statuses = json.loads(out.splitlines()[-1])["statuses"]
     if statuses != {"201": plan.posts}:
         raise RuntimeError(f"the jobs were not taken: {statuses}")
@@ -168,7 +172,8 @@ class _Run:
     async def _watch(self, seconds: float) -> None:
         until = monotonic() + seconds
         while (left := until - monotonic()) > 0:
-            self._counts.append(float(self._sum("count")))
+            metrics = (await self._house.get("/metrics")).decode()
+            self._counts.append(gauge(metrics, RUNNING, QUEUE))
             self._note(seconds - left, seconds, f"{self._counts[-1]:,.0f} leases held")
             await asyncio.sleep(min(left, PERIOD_SECONDS))
 

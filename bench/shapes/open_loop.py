@@ -21,6 +21,8 @@ CONNECTIONS_SINGLE = 1_000
 """Each answers for ten jobs a second at 10,000: many clients, none of them in a hurry."""
 SLOPE_MAX = 0.01
 """The backlog may grow by this share of the rate over the second half."""
+BEHIND_SECONDS_MAX = 1.0
+"""So many seconds' worth of jobs may wait in the last quarter, by the median."""
 GROWTH_MAX = 1.2
 GROWTH_MS_MAX = 20.0
 """Lateness may be so much more in the last quarter than in the third: the factor and the ms."""
@@ -55,6 +57,10 @@ def judged(measured: Measurement, plan: Plan) -> Measurement:
     most = SLOPE_MAX * plan.rate
     measured.checks.append(
         Check("backlog flat", slope <= most, f"{slope:+,.0f} jobs/s, allowed {most:,.0f}")
+    )
+    _, waiting = quarters(measured.series["backlog"][:seconds])
+    measured.checks.append(
+        Check("not behind", waiting <= BEHIND_SECONDS_MAX * plan.rate, f"{waiting:,.0f} jobs wait")
     )
     third, last = quarters(measured.series["late_p50_ms"][:seconds])
     measured.checks.append(

@@ -74,7 +74,10 @@ SELECT count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
  WHERE queue = $1
    AND scheduled_at >= to_timestamp($2::float8) AND scheduled_at < to_timestamp($3::float8)
 """
-_FAR = "SELECT count(*) FROM tickwheel.jobs WHERE scheduled_at >= to_timestamp($1::float8)"
+_FAR = """
+SELECT count(*) FILTER (WHERE state = 'scheduled' AND attempt = 0)
+  FROM tickwheel.jobs WHERE scheduled_at >= to_timestamp($1::float8)
+"""
 _CLEAR = "DELETE FROM tickwheel.jobs WHERE finished_at IS NULL AND queue = $1"
 
 

@@ -1,4 +1,4 @@
-"""H: submit and execute at 70 % of what is held, for an hour; nothing may grow.
+"""H: submit and execute at a fixed rate for an hour; nothing may grow.
 
 `measure(rate, seconds)`: shape B on a server whose partitions are two minutes wide and kept for two
 more (`short_lived`), so that dropping them is part of what is measured and the disk stays bounded.

@@ -16,6 +16,9 @@ FROM unnest($1::text[], $2::text[]) AS a (queue, key)
 JOIN {schema}.idempotency_keys k ON k.queue = a.queue AND k.key = a.key;
 
 -- name: jobs_there
-SELECT j.id, CASE WHEN j.state = 'running' AND j.owner = $3 THEN j.fencing_token ELSE 0 END
+-- Whoever gets a token takes the row for what was to be written: one that was asked to stop is not.
+SELECT j.id, CASE
+    WHEN j.state = 'running' AND j.owner = $3 AND j.cancel_requested_at IS NULL
+    THEN j.fencing_token ELSE 0 END
 FROM unnest($1::timestamptz[], $2::uuid[]) AS a (scheduled_at, id)
 JOIN {partition} j ON j.scheduled_at = a.scheduled_at AND j.id = a.id;

@@ -74,8 +74,10 @@ SELECT id, scheduled_at FROM {schema}.moved_jobs WHERE id = ANY($1::uuid[]);
 
 -- name: index_led
 -- A page of those that lead from $1 on and until $2 at the latest, and all that lies between the
--- first of them and the last that they lead to. Rows are locked in the order of their ids, as by
--- whoever ends them.
+-- first of them and the last that they lead to. One that an outage has left behind may be hours
+-- before the next: only those within $4 milliseconds of the first are taken, or all rows between
+-- would be read. Rows are locked in the order of their ids, as by whoever ends them. Answers from
+-- where to go on; NULL if nobody was left for another page.
 WITH leaders AS MATERIALIZED (
     SELECT scheduled_at, leads_until
     FROM {partition}
@@ -83,7 +85,9 @@ WITH leaders AS MATERIALIZED (
     ORDER BY scheduled_at, id
     LIMIT $3
 ), span AS MATERIALIZED (
-    SELECT min(scheduled_at) AS since, max(leads_until) AS until FROM leaders
+    SELECT min(scheduled_at) AS since, max(leads_until) AS until, max(scheduled_at) AS place
+    FROM leaders
+    WHERE scheduled_at <= (SELECT min(scheduled_at) FROM leaders) + $4 * interval '1 millisecond'
 ), found AS MATERIALIZED (
     SELECT j.scheduled_at, j.id, span.until
     FROM span
@@ -98,4 +102,6 @@ WITH leaders AS MATERIALIZED (
     FROM found
     WHERE j.scheduled_at = found.scheduled_at AND j.id = found.id
 )
-SELECT max(scheduled_at), count(*) FROM leaders;
+SELECT span.place
+FROM span
+WHERE (SELECT count(*) = $3 OR max(scheduled_at) > span.place FROM leaders);

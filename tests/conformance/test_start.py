@@ -227,6 +227,22 @@ async def test_a_repeat_of_what_has_gone_on_answers_no_token(store: Store) -> No
     assert [await row_of(store, job.id) for job in jobs] == before
 
 
+async def test_a_repeated_start_answers_no_token_where_the_job_was_asked_to_stop_meanwhile(
+    store: Store,
+) -> None:
+    submission = started(new_job(), new_job(NOW - DAY))
+    asked, other = await start_all(store, submission)
+    await store.cancel(asked.id, NOW, "cancelled")
+    assert await store.append([submission], NOW + 5) == [
+        [
+            Appended(asked.id, NOW, False, 0),
+            Appended(other.id, NOW - DAY, False, other.fencing_token),
+        ]
+    ]
+    row = await row_of(store, asked.id)
+    assert (row.state, row.cancel_requested_at_ms) == (State.RUNNING, NOW)
+
+
 async def test_a_start_of_what_was_appended_to_wait_claims_it_or_answers_no_token(
     store: Store,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`kill -9` of server, worker and Postgres while jobs are submitted: nothing acknowledged is lost."""
+"""`kill -9` of server, worker and Postgres while jobs are submitted; and a server that is stopped."""
 
 from __future__ import annotations
 
@@ -94,6 +94,25 @@ async def test_a_killed_server_loses_nothing_and_repeats_nothing_that_ran(
         starts = [line for line in house.runs() if line["event"] == "start"]
         ends = [line for line in house.runs() if line["event"] == "end"]
         assert len(ends) == len(starts)
+
+
+async def test_attempts_run_on_at_their_workers_while_the_server_is_stopped_and_started_again(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with cluster(postgres_dsn, "stop_server", tmp_path) as house:
+        server = await house.server()
+        house.worker()
+        async with Client(house.url) as client:
+            jobs = [await client.submit("note", {"seconds": 4.0}) for _ in range(5)]
+            while len(house.runs()) < len(jobs):
+                await asyncio.sleep(0.05)
+            server.terminate()
+            await asyncio.to_thread(server.wait)
+            await house.server()
+            ended = [await client.wait(job["id"], timeout_seconds=30) for job in jobs]
+        assert [(job["state"], job["attempt"]) for job in ended] == [("succeeded", 1)] * len(jobs)
+        assert len(house.runs()) == 2 * len(jobs)
+        house.assert_honest()
 
 
 async def test_the_jobs_of_a_killed_worker_run_again_elsewhere(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,24 +29,26 @@ from tickwheel.core.job import CURSOR_START, Job, NewJob, State, Submission
 from tickwheel.storage import PostgresStore
 from tickwheel.storage.link import Link
 from tickwheel.storage.pg_copy import LED_MIN, LED_SPAN_MS_MAX
-from tickwheel.storage.pg_load import LEADERS_PAGE
-from tickwheel.storage.pg_upkeep import LEADERS_REST_SECONDS, LED_MS
+from tickwheel.storage.pg_load import LEADERS_PAGE, LEADERS_SPAN_MS
+from tickwheel.storage.pg_upkeep import LED_MS, REST_RATIO
 
 from .postgres_kit import opened, query
 
+TODAY = NOW - NOW % DAY
+
 
 @pytest.fixture
-def rests() -> list[float]:
-    """Return how long the store has rested, each time."""
+def rests() -> list[tuple[float, float]]:
+    """Return when the store has rested, by the loop's clock, and for how long, each time."""
     return []
 
 
 @pytest.fixture
 def store(
-    postgres_dsn: str, schema: str, runner: asyncio.Runner, rests: list[float]
+    postgres_dsn: str, schema: str, runner: asyncio.Runner, rests: list[tuple[float, float]]
 ) -> Iterator[PostgresStore]:
     async def rest(seconds: float) -> None:
-        rests.append(seconds)
+        rests.append((asyncio.get_running_loop().time(), seconds))
 
     with opened(runner, postgres_dsn, schema, sleep=rest) as store:
         yield store
@@ -140,13 +144,46 @@ async def test_rows_that_have_ended_are_not_touched_again_but_for_the_leader(
     assert {key for key in before if before[key] != after[key]} == {rows[0].id}
 
 
+@pytest.mark.parametrize("step_ms", [0, 40, LEADERS_SPAN_MS - 1, 2 * LEADERS_SPAN_MS])
 async def test_more_leaders_than_a_page_has_are_followed(
-    store: PostgresStore, outside: Any
+    store: PostgresStore, outside: Any, step_ms: int
 ) -> None:
-    groups = [some(LED_MIN, NOW - 40 * number) for number in range(2 * LEADERS_PAGE + 1)]
+    groups = [some(LED_MIN, NOW - step_ms * number) for number in range(2 * LEADERS_PAGE + 1)]
     await asyncio.gather(*[start_all(store, started(*jobs)) for jobs in groups])
     assert await running(store, 10_000) == set().union(*map(ids, groups))
     assert await outside() == (set(), set())
+
+
+async def test_what_is_led_is_found_however_the_leaders_lie(
+    store: PostgresStore, outside: Any
+) -> None:
+    rng = random.Random(7)
+    groups = []
+    for _ in range(60):
+        first_ms = NOW - rng.randrange(10) * LEADERS_SPAN_MS - rng.randrange(3)
+        spans = [0, *(rng.choice((1, LED_SPAN_MS_MAX)) for _ in range(LED_MIN - 1))]
+        groups.append([new_job(first_ms + span) for span in spans])
+    await asyncio.gather(*[start_all(store, started(*jobs)) for jobs in groups])
+    assert await running(store, 10_000) == set().union(*map(ids, groups))
+    assert await outside() == (set(), set())
+
+
+async def test_what_lies_between_leaders_far_apart_is_not_read(
+    store: PostgresStore, outside: Any
+) -> None:
+    groups = [some(LED_MIN, TODAY + seconds * SECOND) for seconds in (0, 1, 3, 600)]
+    for jobs in groups:
+        await start_all(store, started(*jobs))
+    [(name, _)] = await _partition(store, TODAY)
+    place: int | None = 0
+    left = []
+    while place is not None:
+        place = await store._pool.run(
+            partial(store._index_page, name=name, from_ms=place, until_ms=NOW + DAY)
+        )
+        left.append((await outside())[1])
+    leaders = [jobs[0].id for jobs in groups]
+    assert left == [set(leaders[2:]), set(leaders[3:]), set()]
 
 
 async def test_one_who_leads_further_than_those_asked_for_still_leads(
@@ -169,13 +206,29 @@ async def test_upkeep_puts_in_those_that_run_for_long(store: PostgresStore, outs
     assert await outside() == (ids(young), {young[0].id})
 
 
-async def test_upkeep_rests_after_each_page_of_leaders(
-    store: PostgresStore, rests: list[float], outside: Any
+async def test_upkeep_rests_after_each_page_of_leaders_in_proportion_to_what_it_took(
+    store: PostgresStore,
+    rests: list[tuple[float, float]],
+    outside: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for number in range(2 * LEADERS_PAGE + 1):
         await start_all(store, started(*some(first_ms=NOW - LED_MS - SECOND - 40 * number)))
+    clock, whole, took = asyncio.get_running_loop().time, store._index_page, list[float]()
+
+    async def timed(*args: Any, **names: Any) -> int | None:
+        started_at = clock()
+        place = await whole(*args, **names)
+        took.append(clock() - started_at)
+        return place
+
+    monkeypatch.setattr(store, "_index_page", timed)
+    began_at = clock()
     await store.maintain(NOW)
-    assert rests == [LEADERS_REST_SECONDS] * 2
+    assert (len(took), len(rests)) == (3, 2)
+    for page, (at, rest) in zip(took, rests, strict=False):
+        assert page <= rest / REST_RATIO <= at - began_at
+        began_at = at
     assert await outside() == (set(), set())
 
 

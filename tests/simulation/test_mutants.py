@@ -13,14 +13,16 @@ from simulation.world import run_seed
 from tickwheel.core.direct import DirectStart
 from tickwheel.core.dispatcher import Dispatcher
 from tickwheel.core.kernel import QueueBook
+from tickwheel.core.lease import Lease
 from tickwheel.core.loader import Loader
+from tickwheel.core.protocol import Status
 from tickwheel.core.queue import Queue
 from tickwheel.core.ready import ReadyLanes
 from tickwheel.core.residents import Residents
 from tickwheel.core.sessions import WorkerSession
 from tickwheel.core.settler import Settler
 from tickwheel.core.sweeper import Sweeper
-from tickwheel.core.workers import Workers, _Found
+from tickwheel.core.workers import Workers
 from tickwheel.storage import MemoryStore
 
 _SEEDS_MAX = 120
@@ -99,8 +101,8 @@ def test_jobs_sent_before_their_time_are_caught(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_stale_report_that_is_taken_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def find(self: Workers, _session: object, job_id: str, *_: object) -> _Found:
-        return _Found(self._kernel.leases.get(job_id), "stale")
+    async def find(self: Workers, _session: object, job_id: str, *_: object) -> Lease | Status:
+        return self._kernel.leases.get(job_id) or "stale"
 
     monkeypatch.setattr(Workers, "_find", find)
     assert caught() in ("I6", "duplicate")

@@ -12,7 +12,7 @@ from tickwheel.bench import machine
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with one commit, which the process is in."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("core", "bench/results", "docs"):
+    for folder in ("core", "bench/results", "bench/peers", "docs"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "core" / "wheel.py").write_text("turns = 1\n")
     git("init", "--quiet")
@@ -62,6 +62,19 @@ def test_sources_that_are_not_committed_show_as_a_digest_of_them(checkout: Path)
     assert all(each.startswith(f"{before}-dirty-") for each in (changed, added, edited))
     (checkout / "core" / "new.py").write_text("")
     assert machine.commit() == added
+
+
+def test_a_change_of_how_peers_are_measured_is_another_commit_for_them_alone(
+    checkout: Path,
+) -> None:
+    before, peers_before = machine.commit(), machine.commit(machine.MEASURED_WITH_PEERS)
+    (checkout / "bench" / "peers" / "arq.py").write_text("sizes = 1\n")
+    assert machine.commit() == before
+    changed = machine.commit(machine.MEASURED_WITH_PEERS)
+    assert changed.startswith(f"{peers_before}-dirty-")
+    keep("peers")
+    assert machine.commit() == before
+    assert machine.commit(machine.MEASURED_WITH_PEERS) not in (peers_before, changed)
 
 
 def test_outside_a_checkout_the_commit_is_unknown(

@@ -79,27 +79,53 @@ def test_the_full_ladder_goes_on_where_it_stopped(bench: Bench) -> None:
     assert bench.kept() == ALL
 
 
-def test_a_phase_is_measured_anew_when_asked_for(bench: Bench) -> None:
-    bench("full")
-    bench("full", "--again", "B batch 10k")
-    assert bench.ran == ["B batch 10k"]
-    assert sorted(bench.kept()) == ALL
-
-
-def test_repeats_are_added_to_the_runs_that_there_are(bench: Bench) -> None:
-    bench("full")
-    bench("full", "--only", "A*", "--repeats", "3")
+@pytest.mark.parametrize("ladder_name", ["ladder", "full"])
+def test_what_is_asked_for_by_name_is_measured_anew(bench: Bench, ladder_name: str) -> None:
+    bench(ladder_name)
+    bench(ladder_name, "--only", "A*", "--repeats", "2")
     assert bench.ran == ["A 200k"] * 2
-    assert bench.kept() == ["A 200k"] * 3 + ALL[1:]
-
-
-def test_the_ladder_measures_anew_unless_it_is_told_to_go_on(bench: Bench) -> None:
-    bench("ladder")
-    bench("ladder", "--only", "A*")
+    bench(ladder_name, "--only", "A*")
     assert bench.ran == ["A 200k"]
-    assert sorted(bench.kept()) == ALL
-    bench("ladder", "--resume")
-    assert bench.ran == []
+    assert bench.kept() == ALL
+
+
+def test_the_full_ladder_adds_the_repeats_that_are_missing(bench: Bench) -> None:
+    bench("full")
+    bench("full", "--repeats", "2")
+    assert bench.ran == ALL
+    assert bench.kept() == [name for name in ALL for _ in range(2)]
+
+
+def test_the_ladder_measures_everything_anew(bench: Bench) -> None:
+    bench("ladder")
+    bench("ladder")
+    assert bench.ran == bench.kept() == ALL
+
+
+def test_a_record_that_lacks_phases_leaves_the_page_alone_and_says_how_to_render_it(
+    bench: Bench,
+) -> None:
+    page = bench.folder / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text("of another commit")
+    told = bench("ladder", "--only", "A*").output.replace("\n", " ")
+    assert page.read_text() == "of another commit"
+    (path,) = (bench.folder / "results").glob("2*.json")
+    assert f"python -m tickwheel.bench report {path}" in told
+    assert bench("report", str(path)).exit_code == 0
+    assert "abc1234" in page.read_text()
+
+
+def test_the_page_is_written_once_no_phase_is_missing(bench: Bench) -> None:
+    page = bench.folder / "docs" / "benchmarks.md"
+    for pattern in ("A*", "B batch 10k"):
+        bench("full", "--only", pattern)
+        assert not page.exists()
+    bench("full")
+    assert page.exists()
+    page.unlink()
+    bench("full", "--only", "A*")
+    assert page.exists()
 
 
 def test_a_failed_check_is_kept_and_ends_with_status_1_also_when_gone_on_with(bench: Bench) -> None:
@@ -109,6 +135,7 @@ def test_a_failed_check_is_kept_and_ends_with_status_1_also_when_gone_on_with(be
     assert bench("full").exit_code == 1
     assert bench.ran == []
     assert bench("full", "--only", "A*").exit_code == 0
+    assert bench.ran == ["A 200k"]
     text = (bench.folder / "docs" / "benchmarks.md").read_text()
     assert "- B batch 10k: **none lost** 3 jobs" in text
 
@@ -134,6 +161,53 @@ def test_the_report_is_written_from_the_newest_results(bench: Bench) -> None:
     page.unlink()
     assert bench("report").exit_code == 0
     assert "abc1234" in page.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kind": "peers", "rows": []}'])
+def test_a_file_of_something_else_is_refused_in_one_line(bench: Bench, text: str) -> None:
+    path = bench.folder / "2026-01-01-abc1234.json"
+    path.write_text(text)
+    result = bench("report", str(path))
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {path}: ")
+    assert not (bench.folder / "docs").exists()
+
+
+def test_a_broken_record_of_peers_is_refused_in_one_line(bench: Bench) -> None:
+    bench.keep_peers()
+    (path,) = (bench.folder / "results").glob("peers-*.json")
+    path.write_text("[]")
+    result = bench("report")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {path} is no record of peers")
+
+
+def test_a_broken_record_is_not_gone_on_with(bench: Bench) -> None:
+    bench("full")
+    (path,) = (bench.folder / "results").glob("2*.json")
+    path.write_text("{")
+    result = bench("full")
+    assert (result.exit_code, bench.ran) == (1, [])
+    assert result.output.startswith(f"Error: {path}: ")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--rate=0", "--rate=-1", "--rate=inf", "--seconds=0", "--batch=0", "--batch=1001"),
+        *("--workers=0", "--slots=0", "--slots=10001", "--lead=-1", "--lead=7200"),
+    ],
+)
+def test_what_cannot_be_offered_is_refused(option: str) -> None:
+    result = CliRunner().invoke(command.main, ["rate", option])
+    assert result.exit_code == 2
+    assert "is not in the range" in result.output
+
+
+def test_less_than_one_post_is_refused() -> None:
+    result = CliRunner().invoke(command.main, ["rate", "--rate=10", "--seconds=1", "--batch=200"])
+    assert result.exit_code == 2
+    assert "not one POST" in result.output
 
 
 def test_a_report_of_peers_needs_no_ladder(bench: Bench) -> None:

@@ -1,11 +1,17 @@
 import asyncio
+import signal
+import threading
 from array import array
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from tickwheel.bench.peers import measure, record, stamps, table
+from tickwheel.bench.peers import __main__ as peers_command
+from tickwheel.bench.peers import measure, record, services, stamps, table
 from tickwheel.bench.peers.catalogue import PEERS
 from tickwheel.bench.peers.children import ChildError, Children
 from tickwheel.bench.peers.record import Row
@@ -13,6 +19,7 @@ from tickwheel.bench.peers.search import RateSearch, order
 from tickwheel.bench.peers.services import Postgres
 from tickwheel.bench.peers.session import QUICK, Session
 from tickwheel.bench.peers.tickwheel import OURS, Tickwheel
+from tickwheel.bench.record import newest
 
 LATE = {"late_p50_ms": 1.0, "late_p99_ms": 4.0, "late_p999_ms": 6.0, "late_max_ms": 9.0}
 
@@ -150,6 +157,17 @@ def test_a_peer_that_wins_is_named_with_its_terms() -> None:
     assert "Nowhere." not in said
 
 
+def test_a_peer_that_takes_less_memory_is_named() -> None:
+    rows = [
+        made(OURS, "end", per_second=1_000.0, memory_mb=600.0),
+        made("small", "end", per_second=1_000.0, memory_mb=150.0),
+    ]
+    said = table.text(rows)
+    assert "| 600 | – |" in said
+    assert "| 150 | 0.25 |" in said
+    assert "- **small**: memory (0.25). Its terms: in process." in said
+
+
 def test_a_table_without_a_peer_that_wins_says_so() -> None:
     rows = [made(OURS, "end", per_second=2_000.0), made("slow", "end", per_second=1_000.0)]
     assert "Nowhere." in table.text(rows)
@@ -203,6 +221,54 @@ def test_every_row_is_in_the_file_as_soon_as_it_is_added(tmp_path: Path) -> None
         kept.add(made("a", "end", repeat))
         assert path.read_text().count('"system": "a"') == repeat + 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_record_of_the_day_is_replaced_only_by_a_whole_run(tmp_path: Path) -> None:
+    for system in ("whole", "cut short"):
+        kept = record.Record.new(tmp_path, {}, quick=False)
+        kept.add(made(system, "end"))
+        if system == "whole":
+            kept.publish()
+    published = newest(tmp_path, "peers-")
+    assert published is not None
+    assert [row["system"] for row in record.read(published)] == ["whole"]
+    assert [row["system"] for row in record.read(kept.path)] == ["cut short"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 1}'])
+def test_the_tables_of_another_file_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "2026-01-01-abc.json"
+    path.write_text(text)
+    result = CliRunner().invoke(peers_command.main, ["--table", str(path)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {path} is no record of peers")
+
+
+def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Sequence[str]:
+    """The suffixes of what a run leaves that measures nothing."""
+
+    @asynccontextmanager
+    async def postgres(_: Path) -> AsyncIterator[Postgres]:
+        yield Postgres("", 0, {})
+
+    async def measured(self: Session, *_: object) -> None:
+        self.record.add(made(OURS, "end", per_second=1.0))
+
+    monkeypatch.setattr(services, "postgres", postgres)
+    monkeypatch.setattr(Session, "run", measured)
+    result = CliRunner().invoke(peers_command.main, ["--results", str(folder), *arguments])
+    assert result.exit_code == 0, result.output
+    return [path.suffix for path in folder.iterdir()]
+
+
+def test_a_run_of_all_peers_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_of(tmp_path, monkeypatch) == [".json"]
+
+
+def test_a_run_of_some_peers_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_of(tmp_path, monkeypatch, "--only", "rq") == [".part"]
 
 
 def test_a_row_says_who_and_in_which_configuration() -> None:
@@ -265,3 +331,25 @@ def test_a_child_is_ended_with_its_own_children(tmp_path: Path) -> None:
     children.end()
     assert child.returncode is not None
     assert children.memory_mb() == 0
+
+
+def test_a_child_that_says_nothing_is_ended_while_somebody_waits_for_its_word(
+    tmp_path: Path,
+) -> None:
+    children = Children({}, tmp_path / "log")
+    child = children.start("scheduler", ("sh", "-c", "echo started; exec sleep 30"))
+    started = threading.Event()
+
+    def listen() -> None:
+        assert child.stdout is not None
+        for _ in child.stdout:
+            started.set()
+
+    listening = threading.Thread(target=listen, daemon=True)
+    listening.start()
+    assert started.wait(10)
+    ending = threading.Thread(target=children.end, daemon=True)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()
+    assert child.returncode == -signal.SIGTERM

@@ -46,12 +46,14 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path) -> None:
     assert list(read(record.path).phases) == ["first"]
 
 
-def test_a_forgotten_phase_has_no_runs(tmp_path: Path) -> None:
+def test_a_run_measured_anew_takes_the_place_of_all_earlier_ones(tmp_path: Path) -> None:
     record = record_at(tmp_path / "2026-01-01-abc1234.json")
-    record.add("A 200k", "A", measured(jobs=1))
-    record.forget("A 200k")
-    record.forget("never run")
-    assert record.results.runs("A 200k") == []
+    for jobs in (1, 2):
+        record.add("A 200k", "A", measured(jobs=jobs))
+    record.add("D 100k", "D", measured())
+    record.add("A 200k", "A", measured(jobs=3), anew=True)
+    assert [run.figures for run in read(record.path).runs("A 200k")] == [{"jobs": 3}]
+    assert list(read(record.path).phases) == ["A 200k", "D 100k"]
 
 
 def test_floats_are_shortened_and_no_number_becomes_none() -> None:
@@ -98,7 +100,10 @@ def test_the_newest_file_is_of_the_kind_asked_for(tmp_path: Path) -> None:
     assert newest(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"kind": "bench"}'])
+NO_KIND = '{"kind": "x", "commit": "", "at": "", "machine": {}, "versions": {}, "postgres": {}}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kind": "bench"}', NO_KIND])
 def test_a_file_that_is_no_results_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "2026-01-01-abc.json"
     path.write_text(text)

@@ -131,6 +131,19 @@ def test_the_page_has_a_section_per_shape_with_the_plots_of_each_phase(tmp_path:
     assert "Every check of every run held." in text
 
 
+def test_a_page_that_cannot_be_rendered_leaves_the_older_one_and_its_plots(tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "old.png").write_bytes(b"")
+    (tmp_path / "benchmarks.md").write_text("old")
+    (tmp_path / "peers.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    found = results(B_batch_40k=[measured(done_per_second=40_000, series=True)])
+    with pytest.raises(ValueError, match="no record of peers"):
+        page.write(found, tmp_path / "benchmarks.md", tmp_path / "plots", tmp_path / "peers.json")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "benchmarks.md").read_text() == "old"
+
+
 def test_many_figures_stand_below_each_other(tmp_path: Path) -> None:
     few: dict[str, Any] = {f"figure_{n}": n for n in range(3)}
     many: dict[str, Any] = {f"figure_{n}": n for n in range(30)}
@@ -156,9 +169,9 @@ def test_a_quick_page_says_that_its_figures_are_not_to_be_quoted(tmp_path: Path)
 
 def test_rates_are_set_beside_the_ceilings(tmp_path: Path) -> None:
     found = results(B_batch_40k=[measured(done_per_second=40_000)])
-    found.phases["ceiling store"] = Phased("ceiling", [measured(done_per_second=80_000)])
+    found.phases["ceiling store direct"] = Phased("ceiling", [measured(done_per_second=80_000)])
     text = page.render(found, tmp_path, "plots")
-    assert row(text, "B batch 40k | COPY, claim, settle without HTTP")[2:] == [
+    assert row(text, "B batch 40k | COPY as claimed, settle")[2:] == [
         *("40,000", "80,000", "50%"),
     ]
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ class Shapes:
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
     return Record(tmp_path / "2026-01-01-abc.json", Results("full", "abc", "", {}, {}, {}))
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Put back what a test makes of them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def console() -> Console:
@@ -109,26 +119,84 @@ def test_a_phase_that_hangs_is_ended_and_kept_as_failed(
     assert "TimeoutError" in check.detail
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_lets_the_phase_clean_up_and_keeps_what_was_before(
-    record: Record, number: signal.Signals
-) -> None:
-    cleaned = []
+def test_measuring_anew_takes_the_place_of_earlier_runs_phase_by_phase(record: Record) -> None:
+    first, second = Shapes(), Shapes()
+    runner.run(record, [first.phase(name, repeats=2) for name in ("one", "two")], console())
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(record, [second.phase("one"), Interrupted("two")()], console(), anew=True)
+    assert {name: len(each.runs) for name, each in read(record.path).phases.items()} == {
+        "one": 1,
+        "two": 2,
+    }
+    assert read(record.path) == record.results
 
-    async def interrupted(_: Note) -> Measurement:
+
+def test_a_phase_that_failed_is_measured_anew_when_asked_for(record: Record) -> None:
+    runner.run(record, [Shapes().phase("one", ok=False)], console())
+    runner.run(record, [Shapes().phase("one", repeats=2)], console(), anew=True)
+    assert [run.ok for run in read(record.path).runs("one")] == [True, True]
+
+
+class Interrupted:
+    """A phase to which the signal comes, each of the times, and that takes its time to end."""
+
+    def __init__(self, name: str, number: signal.Signals = signal.SIGINT, times: int = 1) -> None:
+        self.name, self.number, self.times = name, number, times
+        self.cleaned = False
+
+    def __call__(self) -> Phase:
+        return Phase(self.name, "B", 1, self.run)
+
+    async def run(self, _: Note) -> Measurement:
         try:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), self.number)
             await asyncio.Event().wait()
             raise AssertionError
         finally:
-            cleaned.append(True)
+            for _again in range(1, self.times):
+                os.kill(os.getpid(), self.number)
+                await asyncio.to_thread(bool)
+            self.cleaned = True
 
-    shapes = Shapes()
-    phases = [shapes.phase("before"), Phase("now", "B", 1, interrupted), shapes.phase("after")]
-    with pytest.raises((KeyboardInterrupt, asyncio.CancelledError)):
-        runner.run(record, phases, console())
-    assert cleaned == [True]
+
+def test_ctrl_c_lets_the_phase_clean_up_and_keeps_what_was_before(record: Record) -> None:
+    shapes, now = Shapes(), Interrupted("now")
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(record, [shapes.phase("before"), now(), shapes.phase("after")], console())
+    assert now.cleaned
     assert list(read(record.path).phases) == shapes.ran == ["before"]
+
+
+@pytest.mark.usefixtures("signals")
+def test_sigterm_that_comes_twice_does_the_same_and_ends_with_status_143(record: Record) -> None:
+    shapes, now = Shapes(), Interrupted("now", signal.SIGTERM, times=2)
+    with pytest.raises(SystemExit) as ended, runner.ended_by_sigterm():
+        runner.run(record, [shapes.phase("before"), now(), shapes.phase("after")], console())
+    assert ended.value.code == 143
+    assert now.cleaned
+    assert list(read(record.path).phases) == shapes.ran == ["before"]
+
+
+@pytest.mark.usefixtures("signals")
+def test_sigterm_between_phases_ends_with_status_143_and_disturbs_no_tidying_up() -> None:
+    with pytest.raises(SystemExit) as ended, runner.ended_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("signals")
+def test_sigterm_ends_what_a_shell_has_put_into_the_background() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as such a shell does
+    with pytest.raises(SystemExit), runner.ended_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("signals")
+def test_without_a_signal_an_end_keeps_its_own_status() -> None:
+    with pytest.raises(SystemExit) as ended, runner.ended_by_sigterm():
+        raise SystemExit(1)
+    assert ended.value.code == 1
 
 
 def test_the_line_of_a_run_shows_a_failed_check_as_it_is_written(record: Record) -> None:

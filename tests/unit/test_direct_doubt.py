@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from unit.rig import Hand, books_balance, scheduler_on, states, submit, until
@@ -113,6 +114,69 @@ def test_a_look_that_fails_oddly_does_not_keep_the_slots_of_the_next() -> None:
             await started_unheard_of(store, scheduler)
             await asyncio.sleep(2)
             assert_no_slot_is_taken(hand)
+            polling.cancel()
+
+    run(scenario)
+
+
+def test_of_many_unheard_of_the_slots_come_back_together() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            store.lost = {"append"}
+            each = [submit(scheduler, tags=(str(number),)) for number in range(20)]
+            errors = await asyncio.gather(*each, return_exceptions=True)
+            assert {type(error) for error in errors} == {OutcomeUnknown}
+            store.lost = set()
+            since_ms = clock.monotonic_ms()
+            await hand.report(*await polling)
+            await hand.work(20 - len(hand.sent))
+            assert clock.monotonic_ms() - since_ms < 1_000
+            assert sorted(lease.id for lease in hand.sent) == sorted(store.started)
+            assert {lease.row[5:9] for lease in hand.sent} == {(1, 0, 0, 0)}
+            assert store.calls["find"] == 1
+            assert_no_slot_is_taken(hand)
+
+    run(scenario)
+
+
+def test_what_is_just_being_claimed_again_is_not_given_back() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            row = await started_unheard_of(store, scheduler)
+            scheduler._kernel.residents.claiming[row.id] = ANY
+            await until(lambda: store.rows["find"])
+            await asyncio.sleep(0.1)
+            assert row.state is State.RUNNING
+            del scheduler._kernel.residents.claiming[row.id]
+            polling.cancel()
+
+    run(scenario)
+
+
+def test_a_row_whose_commit_is_still_under_way_is_found_by_the_next_sweep() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            looked = asyncio.Event()
+
+            async def find(refs: Any) -> Any:
+                del store.find
+                looked.set()
+                return [None] * len(refs)
+
+            store.find = find  # type: ignore[attr-defined]
+            row = await started_unheard_of(store, scheduler)
+            await looked.wait()
+            await until(lambda: scheduler._kernel.leases.get(row.id) is not None)
+            assert clock.monotonic_ms() < 2_500
             polling.cancel()
 
     run(scenario)

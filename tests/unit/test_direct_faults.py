@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
 from unit.rig import Hand, books_balance, scheduler_on, states, submit, until
@@ -138,6 +139,24 @@ def test_a_reservation_that_breaks_gives_back_those_before_it(
             assert_no_slot_is_taken(hand)
 
     run(scenario)
+
+
+def test_jobs_that_were_written_are_written_once_though_they_cannot_go_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            polling = await offering(hand)
+            monkeypatch.setattr(DirectStart, "start", Mock(side_effect=RuntimeError("a defect")))
+            first, second = await asyncio.gather(submit(scheduler), submit(scheduler))
+            assert store.started == first + second
+            await until(lambda: len(scheduler._kernel.leases) == 2)
+            polling.cancel()
+
+    run(scenario)
+    assert "a defect" in caplog.text
 
 
 def test_a_row_that_answers_without_a_token_is_read_again() -> None:

@@ -82,3 +82,11 @@ async def test_all_who_wait_for_any_of_the_ended_jobs_are_woken_and_nobody_else(
     other.cancel()
     await asyncio.sleep(0)
     assert kernel._watchers == {}
+
+
+async def test_a_limit_that_was_lowered_below_what_runs_leaves_no_room_and_not_less() -> None:
+    kernel = kernel_of()
+    kernel.recovered = True
+    kernel.claiming["q"] = 3
+    assert kernel.room(Queue("q", max_running=5), 9) == 2
+    assert kernel.room(Queue("q", max_running=1), 9) == 0

@@ -180,6 +180,7 @@ def test_leases_of_alternating_terms_each_run_out_by_their_own() -> None:
     kinds = [TERMS, SHORT, terms_of(Queue("q"), brief), SHORT]
     leases = [lease_of(str(number), terms=kinds[number % 4]) for number in range(40)]
     table = table_of(*leases, now_ms=500)
+    assert flights(table) == 2
     assert {lease.timeout_at_ms - 500 for lease in leases[2::4]} == {5_000}
     assert {lease.timeout_at_ms - 500 for lease in leases[::4]} == {TERMS.timeout_ms}
     assert table.expired(1_499) == []

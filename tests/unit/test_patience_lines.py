@@ -21,7 +21,7 @@ from unit.test_patience import (
     turns,
 )
 
-from tickwheel.core import JobSpec
+from tickwheel.core import JobSpec, Unavailable
 from tickwheel.core.columns import PlainJobs
 from tickwheel.core.patience import WAIT_MS_MAX, Patience
 from tickwheel.core.rates import Rates
@@ -255,6 +255,32 @@ def test_a_caller_that_is_gone_has_its_jobs_written_all_the_same() -> None:
             waiting.cancel()
             await other
             assert len(store.waiting) == 3
+
+    run(scenario)
+
+
+def test_who_drains_waits_for_those_in_line_whose_caller_is_gone() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Watched(clock)
+        async with overload(store, clock) as hand:
+            waiting = submitting(hand, 2)
+            await turns()
+            waiting.cancel()
+            await turns()
+            await hand.scheduler.jobs.drain()
+            assert len(store.waiting) == 2
+
+    run(scenario)
+
+
+def test_what_stands_in_line_counts_as_backlog() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with overload(Watched(clock), clock, submit_backlog_max=2 * SLOTS) as hand:
+            waiting = submitting(hand, SLOTS)
+            await turns()
+            with pytest.raises(Unavailable, match="too many submissions"):
+                await submit(hand.scheduler, SLOTS + 1)
+            await waiting
 
     run(scenario)
 

@@ -146,7 +146,11 @@ def test_a_lease_that_another_report_settles_while_a_row_is_read_is_settled_once
     run(scenario)
 
 
-def test_a_lease_that_another_report_has_settled_while_a_row_was_read_is_a_duplicate() -> None:
+def test_a_lease_that_another_report_has_settled_while_a_row_was_read_is_a_duplicate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tickwheel.core.workers.LOOKS_MAX", 1)
+
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
         async with scheduler_on(store, clock) as scheduler:

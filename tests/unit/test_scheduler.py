@@ -114,6 +114,22 @@ def test_stopping_hands_everything_back_and_answers_everybody() -> None:
     run(scenario)
 
 
+def test_who_calls_when_all_is_stopped_is_told_so_and_not_that_he_is_unknown() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        scheduler = scheduler_on(store_of(clock), clock)
+        await scheduler.start()
+        hand, stranger = await Hand(scheduler).join(), Hand(scheduler)
+        await submit(scheduler)
+        [lease] = await hand.poll()
+        await scheduler.stop()
+        for call in (hand.poll(), hand.report(running=(lease,)), stranger.join()):
+            with pytest.raises(Unavailable) as caught:
+                await call
+            assert caught.value.code == "draining"
+
+    run(scenario)
+
+
 def test_stopping_awaits_reports_that_are_under_way() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)

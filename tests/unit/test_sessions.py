@@ -50,7 +50,7 @@ async def test_what_an_answer_leaves_of_an_offer_stands_for_50_ms_and_not_longer
     sessions.start_waiting(session, Poll(1, {"a": 2}))
     sessions.lapse(1 << 60)
     assert session.free("a") == 2, "the offer of a poll that waits does not lapse"
-    sessions.answered(session, 1_000)
+    sessions.keep_offer(session, 1_000)
     session.answer(PollAnswer())
     sessions.lapse(1_000 + OFFER_MS - 1)
     assert (session.free("a"), sessions.offers) == (2, {"a": {"w": session}})
@@ -58,12 +58,25 @@ async def test_what_an_answer_leaves_of_an_offer_stands_for_50_ms_and_not_longer
     assert (session.free("a"), sessions.offers) == (0, {})
 
 
+async def test_offers_lapse_in_the_order_of_their_last_answers() -> None:
+    sessions, first, second = Sessions(9), session_of(), session_of("v")
+    for each in (first, second):
+        sessions.add(each)
+        sessions.start_waiting(each, Poll(1, {"a": 1}))
+        sessions.keep_offer(each, 1_000)
+    sessions.keep_offer(first, 1_020)
+    sessions.lapse(1_000 + OFFER_MS)
+    assert sessions.offers == {"a": {"w": first}}
+    sessions.lapse(1_020 + OFFER_MS)
+    assert sessions.offers == {}
+
+
 async def test_the_next_poll_replaces_what_was_left_of_an_offer() -> None:
     sessions, session, other = Sessions(9), session_of(), session_of("v")
     for each in (session, other):
         sessions.add(each)
         sessions.start_waiting(each, Poll(1, {"a": 2, "b": 1}))
-    sessions.answered(session, 1_000)
+    sessions.keep_offer(session, 1_000)
     session.answer(PollAnswer())
     sessions.start_waiting(session, Poll(2, {"a": 1}))
     sessions.lapse(2_000)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import math
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from fake_scheduler import FakeScheduler
 
-from tickwheel.client import Context, Fatal, Retry, Worker
+from tickwheel.client import Context, Fatal, Retry, Worker, relay
+from tickwheel.client.errors import RETRY_SECONDS_MAX
 from tickwheel.client.outcome import ERROR_BYTES_MAX, LOGGED_CHARS_MAX
 from tickwheel.client.worker import GC_THRESHOLDS
+from tickwheel.server.wire import DELAY_SECONDS_MAX
 
 
 @pytest.fixture
@@ -61,6 +65,21 @@ async def test_a_sync_handler_runs_in_another_thread_with_the_callers_context(
         item = await fake.reported("succeeded", job_id)
     assert item["result"] == job_id
     assert threads[0].startswith("tickwheel-job")
+
+
+async def test_a_sync_handler_that_runs_out_of_something_to_iterate_has_failed(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    def stray() -> object:
+        return next(iter([]))
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("stray", {}))
+    assert item["error"]["type"] == "RuntimeError"
+    assert "StopIteration" in item["error"]["message"]
 
 
 async def test_the_context_tells_the_attempt(fake: FakeScheduler) -> None:
@@ -143,6 +162,110 @@ async def test_retry_and_fatal_say_how_the_attempt_failed(fake: FakeScheduler) -
 
 
 @pytest.mark.parametrize(
+    ("after", "seconds"),
+    [
+        (None, None),
+        (0, 0.0),
+        (12.5, 12.5),
+        (timedelta(minutes=5), 300.0),
+        (DELAY_SECONDS_MAX, DELAY_SECONDS_MAX),
+    ],
+)
+def test_retry_takes_seconds_or_a_timedelta(
+    after: float | timedelta | None, seconds: float | None
+) -> None:
+    assert Retry(after_seconds=after).after_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("after", "wrong"),
+    [
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        (-0.001, ValueError),
+        (timedelta(seconds=-1), ValueError),
+        (math.nextafter(DELAY_SECONDS_MAX, math.inf), ValueError),
+        (10**18, ValueError),
+        (Decimal(5), TypeError),
+        ("5", TypeError),
+    ],
+)
+def test_retry_refuses_what_the_scheduler_would(after: Any, wrong: type[Exception]) -> None:
+    assert RETRY_SECONDS_MAX == DELAY_SECONDS_MAX
+    with pytest.raises(wrong, match="after_seconds"):
+        Retry(after_seconds=after)
+
+
+class Bare(Retry):
+    def __init__(self) -> None:
+        pass
+
+
+class Soon(Retry):
+    after_seconds = timedelta(seconds=2)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
+
+
+class Never(Bare):
+    after_seconds = math.nan
+
+
+class Exact(Bare):
+    after_seconds = Decimal(5)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("error", "type_", "seconds"),
+    [
+        (Retry(after_seconds=timedelta(minutes=5)), "Retry", 300.0),
+        (Bare(), "Bare", None),
+        (Soon(), "Soon", 2.0),
+        (Never(), "Unreportable", None),
+        (Exact(), "Unreportable", None),
+    ],
+)
+async def test_every_kind_of_retry_is_reported(
+    fake: FakeScheduler, error: Retry, type_: str, seconds: float | None
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def later() -> None:
+        raise error
+
+    async with worker:
+        item = await fake.reported("failed", fake.offer("later"))
+    assert item["retryable"] is True
+    assert (item["error"]["type"], item.get("retry_after_seconds")) == (type_, seconds)
+    assert ("after_seconds" in item["error"]["message"]) == (type_ == "Unreportable")
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+async def test_a_defect_in_reporting_fails_the_job_and_ends_the_worker_with_it(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch, suspends: bool
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(relay, "failed", broken)
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def bad() -> None:
+        if suspends:
+            await asyncio.sleep(0)
+        raise ValueError
+
+    job_id = fake.offer("bad")
+    with pytest.raises(RuntimeError, match="a defect"):
+        async with asyncio.timeout(20):
+            await worker.serve()
+    assert fake.items("failed")[job_id]["error"]["type"] == "Unreportable"
+
+
+@pytest.mark.parametrize(
     ("result", "type_"), [("x" * 70_000, "ResultTooLarge"), (object(), "ResultNotJSON")]
 )
 async def test_a_result_that_cant_be_kept_fails_the_job_for_good(
@@ -160,7 +283,7 @@ async def test_a_result_that_cant_be_kept_fails_the_job_for_good(
 
 
 async def test_an_unknown_task_and_wrong_args_fail_and_may_be_tried_again(
-    fake: FakeScheduler,
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = Worker(fake.url)
 
@@ -172,6 +295,7 @@ async def test_an_unknown_task_and_wrong_args_fail_and_may_be_tried_again(
         unknown = await fake.reported("failed", fake.offer("nobody-knows"))
         wrong = await fake.reported("failed", fake.offer("one", {"b": 1}))
     assert (unknown["retryable"], unknown["error"]["type"]) == (True, "UnknownTask")
+    assert "no task nobody-knows here" in caplog.text
     assert (wrong["retryable"], wrong["error"]["type"]) == (True, "TypeError")
 
 
@@ -211,7 +335,31 @@ async def test_a_keyboard_interrupt_of_a_handler_fails_the_job_and_not_the_worke
             assert item["error"]["type"] == "KeyboardInterrupt"
 
 
-@pytest.mark.parametrize("trouble", [ValueError, SystemExit])
+class Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Odd(), BaseExceptionGroup("both", [Odd(), ValueError()])])
+async def test_whatever_a_handler_raises_fails_the_job_and_not_the_worker(
+    fake: FakeScheduler, error: BaseException
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    def leave() -> None:
+        raise error
+
+    @worker.task
+    async def stay() -> None:
+        raise error
+
+    async with worker:
+        for task in ("leave", "stay"):
+            item = await fake.reported("failed", fake.offer(task))
+            assert item["error"]["type"] == type(error).__name__
+
+
+@pytest.mark.parametrize("trouble", [ValueError, SystemExit, Odd])
 async def test_an_error_that_cannot_be_told_is_reported_all_the_same(
     fake: FakeScheduler, trouble: type[BaseException]
 ) -> None:
@@ -405,6 +553,26 @@ async def test_handlers_never_see_each_others_context_variables(fake: FakeSchedu
     async with worker:
         await fake.until(lambda: set(ids) <= fake.items("succeeded").keys())
     assert seen == [None] * 50
+
+
+async def test_context_variables_that_cannot_be_compared_harm_nobody(fake: FakeScheduler) -> None:
+    class Proud:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("like an array's")
+
+    who: contextvars.ContextVar[object] = contextvars.ContextVar("who")
+    who.set(Proud())
+    worker = Worker(fake.url, queues={"default": 100})
+
+    @worker.task
+    async def mark() -> None:
+        who.set(Proud())
+
+    ids = [fake.offer("mark") for _ in range(10)]
+    async with worker:
+        await fake.until(lambda: set(ids) <= fake.items("succeeded").keys())
 
 
 async def test_a_timeout_that_a_handler_sets_before_it_first_suspends_hits_that_handler(

@@ -21,7 +21,6 @@ from tickwheel.client.handlers import Handler
 from tickwheel.client.line import Line
 from tickwheel.client.outcome import ITEM_BYTES, plain
 from tickwheel.client.renewal import Events, Keeper
-from tickwheel.client.session import Session
 from tickwheel.client.slots import Slots
 
 
@@ -36,7 +35,7 @@ def attempt(
         "lease_seconds": lease_seconds,
         "timeout_seconds": 60.0,
     }
-    return Attempt(job, cast(Session, None), handler, now(), now())
+    return Attempt(job, handler, now(), now())
 
 
 def nothing() -> None:
@@ -100,7 +99,8 @@ class Run:
 
     def __init__(self, function: Callable[..., Any] | None, jobs: int) -> None:
         self.settled: list[Attempt] = []
-        self.relay = relay.Relay(ThreadPoolExecutor(1), [], self.settled.extend)
+        self.died: list[BaseException] = []
+        self.relay = relay.Relay(ThreadPoolExecutor(1), [], self.settled.extend, self.died.append)
         handler = None if function is None else Handler("task", function)
         self.attempts = [attempt(number, handler=handler) for number in range(jobs)]
         self.relay.push(self.attempts)
@@ -109,6 +109,7 @@ class Run:
         async with asyncio.timeout(20):
             while len(self.settled) < len(self.attempts):
                 await asyncio.sleep(0)
+        assert self.died == []
 
 
 async def test_handlers_that_never_suspend_share_a_task_and_others_have_their_own() -> None:

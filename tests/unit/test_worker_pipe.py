@@ -1,4 +1,4 @@
-"""The worker's own HTTP connection: every way to end a body, cut anywhere, and what is no answer."""
+"""Our own HTTP connections: every way to end a body, cut anywhere, and what is no answer."""
 
 from __future__ import annotations
 
@@ -235,6 +235,94 @@ async def test_the_answer_to_a_cancelled_request_is_not_taken_for_the_next_ones(
         line.close()
 
 
+async def test_a_request_says_its_method_and_who_asks() -> None:
+    requests: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await read(reader))
+        writer.write(PLAIN)
+
+    async with server(serve) as url:
+        host = url.removeprefix("http://").removesuffix("/base")
+        line = Pipe(f"http://me:a%3Ab@{host}", None)
+        assert await line.request("GET", "/v1/x?limit=1") == b"hello"
+        line.close()
+    assert requests == [
+        b"GET /v1/x?limit=1 HTTP/1.1\r\nHost: " + host.encode() + b"\r\n"
+        b"Content-Type: application/json\r\nAuthorization: Basic bWU6YTpi\r\n"
+        b"Content-Length: 0\r\n\r\n"
+    ]
+
+
+async def test_what_was_never_sent_is_told_apart() -> None:
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read(reader)
+        asked.set()
+        await reader.read()
+
+    async with server(serve) as url:
+        line = Pipe(url, None, timeout_seconds=0.05)
+        first = asyncio.create_task(line.post("/v1/x", b"{}", wait=0.1))
+        await asked.wait()
+        with pytest.raises(Unreachable, match="can't connect") as waited:
+            await line.post("/v1/x", b"{}")
+        with pytest.raises(Unreachable, match="no answer") as sent:
+            await first
+    with pytest.raises(Unreachable, match="can't connect") as refused:
+        await line.post("/v1/x", b"{}")
+    assert (waited.value.sent, sent.value.sent, refused.value.sent) == (False, True, False)
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            try:
+                await read(reader)
+            except asyncio.IncompleteReadError:
+                return
+            writer.write(PLAIN)
+
+    async with server(serve) as url:
+        line = Pipe(url, None)
+        await line.post("/v1/x", b"{}")
+        await line.post("/v1/x", b"{}")
+        assert connections == 1
+        monkeypatch.setattr(pipe, "IDLE_SECONDS_MAX", 0.0)
+        await line.post("/v1/x", b"{}")
+        assert connections == 2
+        line.close()
+
+
+async def test_a_request_under_way_at_the_close_is_answered_and_its_connection_closed() -> None:
+    asked, go_on, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read(reader)
+        asked.set()
+        await go_on.wait()
+        writer.write(PLAIN)
+        await reader.read()
+        gone.set()
+
+    async with server(serve) as url:
+        line = Pipe(url, None)
+        post = asyncio.create_task(line.post("/v1/x", b"{}"))
+        await asked.wait()
+        line.close()
+        go_on.set()
+        assert await post == b"hello"
+        async with asyncio.timeout(20):
+            await gone.wait()
+
+
 async def test_a_problem_is_raised_as_such() -> None:
     body = b'{"code":"unknown_worker","detail":"gone"}'
 
@@ -251,6 +339,7 @@ async def test_a_problem_is_raised_as_such() -> None:
     assert (caught.value.code, caught.value.retry_after_seconds) == ("unknown_worker", 3.0)
 
 
-def test_a_key_that_would_break_the_head_is_refused() -> None:
+@pytest.mark.parametrize("key", ["tw_key\r\nX-Evil: 1", "tw_ключ"])
+def test_a_key_that_would_break_the_head_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
-        Pipe("http://127.0.0.1", "tw_key\r\nX-Evil: 1")
+        Pipe("http://127.0.0.1", key)

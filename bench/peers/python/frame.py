@@ -66,11 +66,7 @@ def _flush(path: Path) -> None:
 
 
 class AsyncProducer(Protocol):
-    """How an asyncio library enqueues: many for now, one for now, many that are due later.
-
-    One that isn't a call per job may have `single(command)` in place of `one`: it posts one at a
-    time for `seconds`, `in_flight` at once, and returns how many were answered.
-    """
+    """How an asyncio library enqueues: many for now, one for now, many that are due later."""
 
     async def bulk(self, jobs: Sequence[Payload]) -> None: ...
     async def one(self, job: Payload) -> None: ...
@@ -141,8 +137,6 @@ async def _single_async(producer: AsyncProducer, command: dict[str, Any]) -> dic
             await producer.one(payload(next(ordinals)))
             calls += 1
 
-    if hasattr(producer, "single"):
-        return _answer(await producer.single(command), first)
     await asyncio.gather(*(call() for _ in range(command["in_flight"])))
     return _answer(calls, first)
 

@@ -1,25 +1,15 @@
 # mypy: ignore-errors
 # ruff: noqa: D102
-"""Tickwheel's child: `produce` over the HTTP API, `work` (`tickwheel worker`) or `serve`.
+"""Tickwheel's child: `produce` with the public client, `work` (`tickwheel worker`) or `serve`."""
 
-The producer encodes each job while the clock runs, as the clients of the peers do, and sends over
-the connections of the load generator.
-"""
-
-import asyncio
 import sys
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
-from time import time
-from urllib.parse import urlsplit
 
 import frame
-import orjson
 import uvloop
 
-from tickwheel.bench.generator import CREATED, Connection
-from tickwheel.client import Worker
+from tickwheel.client import Client, Worker
 from tickwheel.client.cli import main as tickwheel
 
 BATCH = 500
@@ -36,92 +26,35 @@ async def noop(n: int, due: int, pad: str) -> None:
 
 
 def described(job):
-    """Return a job as the API takes it."""
-    made = {"task": "noop", "queue": "bench", "args": job}
+    """Return a job as `submit_many` takes it."""
+    made = {"task": "noop", "args": job, "queue": "bench"}
     if job["due"]:
         made["run_at"] = datetime.fromtimestamp(job["due"] / 1000, UTC)
     return made
 
 
-class Calls:
-    """POSTs of one command: a body for each turn of an iterator, on all connections at once."""
-
-    def __init__(self, host, bodies, connections):
-        self.host = host
-        self.bodies = bodies
-        self.busy = 0
-        self.answers = 0
-        self.done = asyncio.get_running_loop().create_future()
-        for connection in connections:
-            connection.load = self
-            self.busy += 1
-            self._next(connection)
-
-    def answered(self, connection, status, body):
-        if status != CREATED and not self.done.done():
-            self.done.set_exception(RuntimeError(f"{status} {body[:200]!r}"))
-        self.answers += 1
-        self._next(connection)
-
-    def lost(self, connection, error):
-        if not self.done.done():
-            self.done.set_exception(ConnectionError(f"a connection was lost: {error}"))
-
-    def _next(self, connection):
-        body = next(self.bodies, None)
-        if body is not None:
-            head = (
-                f"POST /v1/jobs HTTP/1.1\r\nHost: {self.host}\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            )
-            connection.send(0, 0.0, head.encode() + body)
-            return
-        self.busy -= 1
-        if not self.busy and not self.done.done():
-            self.done.set_result(None)
-
-
 class Producer:
-    """Batches of a thousand, or one job per POST."""
+    """The client's batch call, or a call per job."""
 
-    def __init__(self, host, connections):
-        self.host = host
-        self.connections = connections
+    def __init__(self, client):
+        self.client = client
 
     async def bulk(self, jobs):
-        pieces = (jobs[at : at + BATCH] for at in range(0, len(jobs), BATCH))
-        bodies = (orjson.dumps({"jobs": [described(job) for job in piece]}) for piece in pieces)
-        await Calls(self.host, bodies, self.connections[:BATCHES_IN_FLIGHT]).done
+        async def send(piece):
+            await self.client.submit_many([described(job) for job in piece])
+
+        await frame.chunked(send, jobs, BATCH, BATCHES_IN_FLIGHT)
 
     due = bulk
 
-    async def single(self, command):
-        """Post one job at a time for some seconds; return how many were answered."""
-        until = time() + command["seconds"]
-        ordinals = count(command["first"])
-
-        def bodies():
-            while time() < until:
-                yield orjson.dumps(described(frame.payload(next(ordinals))))
-
-        calls = Calls(self.host, bodies(), self.connections[: command["in_flight"]])
-        await calls.done
-        return calls.answers
+    async def one(self, job):
+        await self.client.submit("noop", job, queue="bench")
 
 
 async def produce():
-    """Obey the runner."""
-    address = urlsplit(frame.URL)
-    loop = asyncio.get_running_loop()
-    connections = []
-    for _ in range(frame.IN_FLIGHT):
-        made = await loop.create_connection(
-            lambda: Connection(None), address.hostname, address.port
-        )
-        connections.append(made[1])
-    await frame.serve_async(
-        Producer(address.netloc, connections), frame.distributions("tickwheel", "asyncpg")
-    )
+    """Obey the runner. No peer's calls carry a key that makes a repeat the same job."""
+    async with Client(frame.URL, auto_keys=False) as client:
+        await frame.serve_async(Producer(client), frame.distributions("tickwheel", "asyncpg"))
 
 
 if __name__ == "__main__":
