@@ -10,9 +10,8 @@ from tickwheel.bench.peers import table
 _INTRODUCTION = """\
 Each system in the configuration that its own documentation gives as the best for throughput, the \
 same payload and a handler that does nothing, on the same Postgres (Redis with its append-only \
-file), one after the other in one run, with Tickwheel in between. One process submits with the \
-system's own client library, Tickwheel's with its public `Client`, whose single calls go without \
-idempotency keys as the others' do. A ratio above 1 is in Tickwheel's favour. Memory is that of all \
+file), one after the other in one run, with Tickwheel in between. One process submits, as the \
+configuration says. A ratio above 1 is in Tickwheel's favour. Memory is that of all \
 processes with the database, end to end; it grows with the jobs of a run, of which faster systems \
 get more. Most peers run handlers in the process that talks to the database; \
 Tickwheel's run behind HTTP, under leases, and leave a history.
