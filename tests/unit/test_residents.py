@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.rig import terms_of
@@ -13,6 +16,42 @@ from tickwheel.core.ids import mint, shard_of
 from tickwheel.core.job import CURSOR_START, Claimed
 from tickwheel.core.lease import Lease
 from tickwheel.core.queue import Queue
+from tickwheel.core.residents import SEEN_EVERY
+
+
+@pytest.fixture
+def quiet_collector() -> Iterator[None]:
+    """The collector, enabled, that looks at nothing by itself."""
+    before = gc.get_threshold()
+    gc.set_threshold(1_000_000)
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("quiet_collector")
+@pytest.mark.parametrize("verb", ["admit_all", "offer_all"])
+@pytest.mark.parametrize("ahead_ms", [-5, 500])
+def test_the_collector_forgets_jobs_that_stay_a_thousand_at_a_time(
+    verb: str, ahead_ms: int
+) -> None:
+    residents = residents_of(cursor_ms=NOW + 1_000)
+    jobs = [job(NOW + ahead_ms) for _ in range(SEEN_EVERY)]
+    getattr(residents, verb)(jobs[:-1])
+    assert all(map(gc.is_tracked, jobs))
+    getattr(residents, verb)(jobs[-1:])
+    assert not any(map(gc.is_tracked, jobs))
+
+
+@pytest.mark.usefixtures("quiet_collector")
+def test_a_collector_that_was_switched_off_stays_off() -> None:
+    residents = residents_of(cursor_ms=NOW + 1_000)
+    jobs = [job(NOW) for _ in range(2 * SEEN_EVERY)]
+    gc.disable()
+    try:
+        residents.admit_all(jobs)
+        assert all(map(gc.is_tracked, jobs))
+    finally:
+        gc.enable()
 
 
 def test_a_written_job_is_admitted_below_its_lanes_cursor_alone() -> None:
