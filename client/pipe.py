@@ -207,7 +207,9 @@ class Pipe:
         try:
             async with asyncio.timeout(self._timeout_seconds + wait), self._turn:
                 connection = await self._connected()
-                answer = await connection.request([self._request_head(method, path, body), body])
+                head = self._request_head(method, path, body)
+                # Nothing empty: asyncio (3.12) would try to write that for ever.
+                answer = await connection.request([head, body] if body else [head])
         except OSError as error:
             sent = connection is not None
             failed = "no answer" if sent else "can't connect"
