@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +28,24 @@ def opened(
         yield store
     finally:
         runner.run(store.close())
+
+
+@asynccontextmanager
+async def autovacuum_off(dsn: str) -> AsyncIterator[None]:
+    """Let the server analyze nothing meanwhile: under its snapshot no page can be pruned."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("ALTER SYSTEM SET autovacuum = off")
+        await connection.execute("SELECT pg_reload_conf()")
+        while await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'autovacuum%'"
+        ):
+            await asyncio.sleep(0.05)
+        yield
+    finally:
+        await connection.execute("ALTER SYSTEM RESET autovacuum")
+        await connection.execute("SELECT pg_reload_conf()")
+        await connection.close()
 
 
 async def query(dsn: str, text: str, *args: object) -> list[Any]:

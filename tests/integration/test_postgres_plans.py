@@ -33,7 +33,7 @@ from tickwheel.storage.link import PLANNER_SETTINGS
 from tickwheel.storage.partitions import partition_name
 from tickwheel.storage.statements import Statements
 
-from .postgres_kit import new_schema, opened, query
+from .postgres_kit import autovacuum_off, new_schema, opened, query
 
 PARTITIONS = 1_100
 TODAY = NOW - NOW % DAY
@@ -267,13 +267,14 @@ async def test_claims_and_releases_are_heap_only_updates(postgres_dsn: str) -> N
     await store.open()
     jobs = [new_job(id=mint(NOW, 0, rng), args=b'{"n": "%s"}' % (b"x" * 60)) for _ in range(2_000)]
     await store.append([Submission(tuple(jobs))], NOW)
-    for start in range(0, len(jobs), 100):
-        batch = jobs[start : start + 100]
-        claimed = await claim_all(store, batch)
-        assert None not in claimed
-        rows = [row for row in await store.find([(job.id, NOW) for job in batch]) if row]
-        released = [end_of(row, State.SCHEDULED, attempt=0, releases=1) for row in rows]
-        assert await store.settle(released) == [True] * len(batch)
+    async with autovacuum_off(postgres_dsn):
+        for start in range(0, len(jobs), 100):
+            batch = jobs[start : start + 100]
+            claimed = await claim_all(store, batch)
+            assert None not in claimed
+            rows = [row for row in await store.find([(job.id, NOW) for job in batch]) if row]
+            released = [end_of(row, State.SCHEDULED, attempt=0, releases=1) for row in rows]
+            assert await store.settle(released) == [True] * len(batch)
     await store._pool.run(lambda link: link.fetch("SELECT pg_stat_force_next_flush()"))
     await store._pool.run(lambda link: link.fetch("SELECT 1"))
     [[updated, hot]] = await query(
