@@ -79,8 +79,7 @@ class Jobs:
     def put(self, specs: Sequence[JobSpec]) -> asyncio.Future[Written]:
         """Submit; return the future of what was written. It or the call raises as `submit` does."""
         kernel = self._kernel
-        if kernel.draining:
-            raise Unavailable("the scheduler is shutting down", code="draining")
+        kernel.check_open()
         if not 1 <= len(specs) <= BATCH_MAX:
             raise InvalidRequest(
                 f"a batch has 1 to {BATCH_MAX} jobs", code="batch_size", pointer="/jobs"
@@ -241,25 +240,28 @@ class Jobs:
             if isinstance(answer, TickwheelError):
                 outcome.update(dict.fromkeys(batch.places, answer))
                 continue
-            self._go_on_surely(batch.submission.jobs, taken, answer)
+            self._go_on(batch.submission.jobs, taken, answer)
             for place, share in batch.shares(requests):
                 outcome[place] = Written(batch.submission.jobs[share], answer[share])
         self._kernel.alarm.ring()
         return [outcome[place] for place in range(len(requests))]
 
-    def _go_on_surely(
+    def _go_on(
         self, jobs: Sequence[NewJob], slots: Sequence[WorkerSession], answer: Sequence[Appended]
     ) -> None:
-        """Go on, and if that fails, tell and read the rows again: they are written, once."""
+        """Take up jobs that were written; should that fail, tell, and have their rows read again.
+
+        The error must not reach the group commit, which would write them a second time.
+        """
         try:
-            self._go_on(jobs, slots, answer)
-        except Exception as error:  # noqa: BLE001 (whatever it is, nothing may be written twice)
+            self._take_up(jobs, slots, answer)
+        except Exception as error:  # noqa: BLE001 (see above)
             self._kernel.rereads.update((row.id, row.scheduled_at_ms) for row in jobs)
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "jobs that were written could not go on", "exception": error}
             )
 
-    def _go_on(
+    def _take_up(
         self, jobs: Sequence[NewJob], slots: Sequence[WorkerSession], answer: Sequence[Appended]
     ) -> None:
         """Count the jobs that are new; start the first of them, and let the others wait."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from .alarm import Alarm
 from .clock import Clock
 from .depths import Depths
-from .errors import NotFound
+from .errors import NotFound, Unavailable
 from .ids import shard_of
 from .job import Running
 from .lease import Lease, LeaseTable, adopt
@@ -122,6 +122,11 @@ class Kernel:
     def owns_time(self) -> bool:
         """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
         return True
+
+    def check_open(self) -> None:
+        """Raise `Unavailable` when the scheduler is shutting down."""
+        if self.draining:
+            raise Unavailable("the scheduler is shutting down", code="draining")
 
     def room(self, queue: Queue, most: int) -> int:
         """Return how many more attempts of the queue may start now, 0 to `most`."""

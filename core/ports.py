@@ -50,7 +50,8 @@ class JobStore(Protocol):
         the first. A key counts from its commit, however many callers race; expired keys are free.
 
         With a `start`, which excludes keys, the rows are as `claim` would have left them; a row
-        that an earlier try wrote and that is no longer so answers without a token.
+        that an earlier try wrote and that is no longer so, or was asked to stop, answers without a
+        token.
         """
         ...
 

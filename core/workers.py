@@ -44,8 +44,7 @@ class Workers:
 
         Raises `InvalidRequest`, and `Unavailable` when the scheduler is shutting down.
         """
-        if self._kernel.draining:
-            raise _draining()
+        self._kernel.check_open()
         if not 1 <= len(queues) <= QUEUES_MAX:
             raise InvalidRequest(
                 f"a worker has 1 to {QUEUES_MAX} queues", code="queues_invalid", pointer="/queues"
@@ -157,8 +156,7 @@ class Workers:
         try:
             return self._kernel.sessions.get(worker_id, principal)
         except UnknownWorker:
-            if self._kernel.draining:
-                raise _draining() from None
+            self._kernel.check_open()
             raise
 
     def _give_up(self, session: WorkerSession, poll: Poll) -> None:
@@ -298,10 +296,6 @@ class Workers:
         if outcome is not None and _already_applied(job, outcome):
             return "duplicate"
         return "stale"
-
-
-def _draining() -> Unavailable:
-    return Unavailable("the scheduler is shutting down", code="draining")
 
 
 def _check_slots(slots: dict[str, int], pointer: str) -> None:

@@ -104,8 +104,9 @@ async def test_attempts_run_on_at_their_workers_while_the_server_is_stopped_and_
         house.worker()
         async with Client(house.url) as client:
             jobs = [await client.submit("note", {"seconds": 4.0}) for _ in range(5)]
-            while len(house.runs()) < len(jobs):
-                await asyncio.sleep(0.05)
+            async with asyncio.timeout(30):
+                while len(house.runs()) < len(jobs):
+                    await asyncio.sleep(0.05)
             server.terminate()
             await asyncio.to_thread(server.wait)
             await house.server()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
-from unit.rig import Faulty, Hand, books_balance, store_of
+from unit.rig import Faulty, Hand, books_balance, scheduler_on, store_of
 
 from tickwheel.core import JobSpec, Scheduler
 from tickwheel.core.job import Submission
@@ -14,6 +15,15 @@ from tickwheel.core.lease import Lease
 from tickwheel.core.resolver import Request
 from tickwheel.core.sessions import WorkerSession
 from tickwheel.core.testing import VirtualClock
+
+
+class Offering(NamedTuple):
+    """What `worker_offering` has started."""
+
+    store: Watched
+    scheduler: Scheduler
+    hand: Hand
+    polling: asyncio.Task[list[Lease]]
 
 
 class Watched(Faulty):
@@ -42,6 +52,17 @@ class Watched(Faulty):
         if self.forgetful:
             submissions = [submission._replace(start=None) for submission in submissions]
         return await self.__getattr__("append")(submissions, now_ms)
+
+
+@asynccontextmanager
+async def worker_offering(clock: VirtualClock) -> AsyncIterator[Offering]:
+    """Run a scheduler on a watched store, with one worker whose poll waits."""
+    store = Watched(clock)
+    async with scheduler_on(store, clock) as scheduler:
+        hand = await Hand(scheduler).join()
+        polling = await offering(hand)
+        yield Offering(store, scheduler, hand, polling)
+        polling.cancel()
 
 
 async def offering(

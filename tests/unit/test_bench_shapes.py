@@ -1,14 +1,17 @@
-from math import isnan, nan
+from itertools import chain, repeat
+from math import inf, isnan, nan
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, Mock, patch
 
 import numpy
 import pytest
 
 from tickwheel.bench.phase import Measurement
 from tickwheel.bench.sampler import GROUPS, Reading, buckets, costs, gauge, quantile
-from tickwheel.bench.shapes import due, held, open_loop
+from tickwheel.bench.shapes import due, held, leases, open_loop
 from tickwheel.bench.stamps import Stamps
-from tickwheel.bench.trial import Ledger, Offered, checks, fitted
+from tickwheel.bench.trial import Ledger, Offered, checks, fitted, within_scale
 
 EXPOSITION = """
 # TYPE tickwheel_x_seconds histogram
@@ -40,6 +43,13 @@ def test_a_backlog_that_grows_by_a_fiftieth_of_the_rate_is_not_flat() -> None:
 
 def test_growth_in_the_first_half_alone_is_warming_up() -> None:
     assert judged([0, 100, 200, 300, 300, 300, 300, 300], [5] * 8)["backlog flat"]
+
+
+def test_a_flat_backlog_of_more_than_a_second_is_no_rate_held() -> None:
+    assert judged([1000] * 8, [5] * 8)["not behind"]
+    behind = judged([0.0] * 4 + [1001.0] * 4, [5] * 8)
+    assert not behind["not behind"]
+    assert judged([5000.0] * 4 + [0.0] * 4, [5] * 8)["not behind"]
 
 
 def test_what_is_drained_after_the_load_does_not_count() -> None:
@@ -116,6 +126,21 @@ def test_a_series_is_fitted_to_the_seconds() -> None:
     assert fitted([1.0, 2.0, 3.0], 2) == [1.0, 2.0]
     assert fitted([1.0], 2)[0] == 1.0
     assert isnan(fitted([1.0], 2)[1])
+
+
+@pytest.mark.parametrize(("longest", "ok"), [(None, True), (1000.0, True), (inf, False)])
+def test_a_stall_that_no_bucket_holds_fails_the_run(longest: float | None, ok: bool) -> None:
+    assert within_scale({"stall_max_ms": longest}).ok is ok
+
+
+async def test_leases_that_the_scheduler_no_longer_holds_are_seen() -> None:
+    told = chain([b'tickwheel_queue_running{queue="held"} 20\n'], repeat(b""))
+    get = AsyncMock(side_effect=lambda _: next(told))
+    house: Any = SimpleNamespace(get=get, postmaster=0, server=None, workers=[])
+    run = leases._Run(house, [], 20, Mock())
+    with patch.object(leases, "PERIOD_SECONDS", 0.001):
+        await run._watch(0.01)
+    assert run._counts[:2] == [20, 0]
 
 
 def failed(

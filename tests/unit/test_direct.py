@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from unit.rig import HOUR, Hand, books_balance, scheduler_on, state_of, states, submit, until
-from unit.rig_direct import Watched, offering, reserved, session_of
+from unit.rig_direct import Watched, offering, reserved, session_of, worker_offering
 
 from tickwheel.core import JobOptions, JobSpec, Queue, Scheduler
 from tickwheel.core.job import State, lane_name
@@ -21,10 +21,7 @@ JOB = JobSpec("t")
 
 def test_a_due_job_with_an_offered_slot_is_started_by_its_append_alone() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, polling):
             [job_id] = await submit(scheduler)
             row = await scheduler.jobs.get(job_id)
             assert (row.state, row.attempt, row.owner, row.worker_id, row.started_at_ms) == (
@@ -46,10 +43,7 @@ def test_a_due_job_with_an_offered_slot_is_started_by_its_append_alone() -> None
 
 def test_a_batch_that_finds_slots_is_started_whole_and_in_order() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, polling):
             ids = await submit(scheduler, 100)
             leases = await polling
             assert [lease.id for lease in leases] == ids == store.started
@@ -115,10 +109,7 @@ def test_requests_of_one_flush_share_the_slots_in_their_order(last: dict[str, An
 
 def test_what_a_job_says_of_itself_holds_for_a_direct_start() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, polling):
             options = JobOptions(timeout_ms=7_000)
             spec = JobSpec("mine", args=b'{"a":1}', priority=2, max_attempts=2, options=options)
             [appended] = await scheduler.jobs.submit([spec])

@@ -9,7 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 from unit.rig import Hand, books_balance, scheduler_on, states, submit, until
-from unit.rig_direct import Watched, assert_no_slot_is_taken, offering, session_of
+from unit.rig_direct import Watched, assert_no_slot_is_taken, offering, session_of, worker_offering
 
 from tickwheel.core import OutcomeUnknown, Queue, Scheduler, Unavailable
 from tickwheel.core.job import State
@@ -19,10 +19,7 @@ from tickwheel.core.testing import VirtualClock, run
 
 def test_an_append_that_was_written_and_not_heard_of_is_taken_back_uncharged() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, polling):
             store.lost = {"append"}
             with pytest.raises(OutcomeUnknown):
                 await submit(scheduler, 3)
@@ -96,10 +93,7 @@ def test_what_was_written_and_not_heard_of_is_looked_for_until_the_store_answers
 
 def test_a_look_that_fails_oddly_does_not_keep_the_slots_of_the_next() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, _):
             odd = asyncio.Event()
 
             async def find(_: Any) -> Any:
@@ -114,17 +108,13 @@ def test_a_look_that_fails_oddly_does_not_keep_the_slots_of_the_next() -> None:
             await started_unheard_of(store, scheduler)
             await asyncio.sleep(2)
             assert_no_slot_is_taken(hand)
-            polling.cancel()
 
     run(scenario)
 
 
 def test_of_many_unheard_of_the_slots_come_back_together() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, polling):
             store.lost = {"append"}
             each = [submit(scheduler, tags=(str(number),)) for number in range(20)]
             errors = await asyncio.gather(*each, return_exceptions=True)
@@ -144,27 +134,20 @@ def test_of_many_unheard_of_the_slots_come_back_together() -> None:
 
 def test_what_is_just_being_claimed_again_is_not_given_back() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, _, _):
             row = await started_unheard_of(store, scheduler)
             scheduler._kernel.residents.claiming[row.id] = ANY
             await until(lambda: store.rows["find"])
             await asyncio.sleep(0.1)
             assert row.state is State.RUNNING
             del scheduler._kernel.residents.claiming[row.id]
-            polling.cancel()
 
     run(scenario)
 
 
 def test_a_row_whose_commit_is_still_under_way_is_found_by_the_next_sweep() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, _, _):
             looked = asyncio.Event()
 
             async def find(refs: Any) -> Any:
@@ -177,32 +160,24 @@ def test_a_row_whose_commit_is_still_under_way_is_found_by_the_next_sweep() -> N
             await looked.wait()
             await until(lambda: scheduler._kernel.leases.get(row.id) is not None)
             assert clock.monotonic_ms() < 2_500
-            polling.cancel()
 
     run(scenario)
 
 
 def test_what_another_scheduler_has_taken_over_meanwhile_is_not_given_back() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, _, _):
             row = await started_unheard_of(store, scheduler)
             row.owner = "another"
             await asyncio.sleep(2)
             assert (row.state, row.owner) == (State.RUNNING, "another")
-            polling.cancel()
 
     run(scenario)
 
 
 def test_what_a_worker_has_shown_meanwhile_is_not_given_back() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, _):
             row = await started_unheard_of(store, scheduler)
             item = RunningItem(row.id, row.fencing_token)
             report = Report(running=[item])
@@ -211,7 +186,6 @@ def test_what_a_worker_has_shown_meanwhile_is_not_given_back() -> None:
             ]
             await asyncio.sleep(2)
             assert (row.state, row.attempt) == (State.RUNNING, 1)
-            polling.cancel()
 
     run(scenario)
 

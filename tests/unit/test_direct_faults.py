@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 from unit.rig import Hand, books_balance, scheduler_on, states, submit, until
-from unit.rig_direct import Watched, assert_no_slot_is_taken, offering, session_of
+from unit.rig_direct import Watched, assert_no_slot_is_taken, offering, session_of, worker_offering
 
 from tickwheel.core import InvalidRequest, JobSpec, Queue, Unavailable
 from tickwheel.core.direct import DirectStart
@@ -145,15 +145,11 @@ def test_jobs_that_were_written_are_written_once_though_they_cannot_go_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, _, _):
             monkeypatch.setattr(DirectStart, "start", Mock(side_effect=RuntimeError("a defect")))
             first, second = await asyncio.gather(submit(scheduler), submit(scheduler))
             assert store.started == first + second
             await until(lambda: len(scheduler._kernel.leases) == 2)
-            polling.cancel()
 
     run(scenario)
     assert "a defect" in caplog.text
@@ -161,10 +157,7 @@ def test_jobs_that_were_written_are_written_once_though_they_cannot_go_on(
 
 def test_a_row_that_answers_without_a_token_is_read_again() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, polling):
             store.forgetful = True
             ids = await submit(scheduler, 3)
             assert store.started == ids
@@ -199,10 +192,7 @@ def test_first_rows_that_answer_without_a_token_are_claimed_like_the_others() ->
 @pytest.mark.parametrize("event", ["pause", "leave", "drain"])
 def test_a_job_that_nobody_may_run_by_the_time_it_is_written_is_given_back(event: str) -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, hand, polling):
             await submit(scheduler)
             await hand.report(*await polling)
             polling = await offering(hand)
@@ -234,10 +224,7 @@ def test_a_job_that_nobody_may_run_by_the_time_it_is_written_is_given_back(event
 
 def test_a_direct_start_is_not_sent_when_time_was_lost_meanwhile() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, _, polling):
             store.late["append"] = asyncio.Event()
             submitting = asyncio.create_task(submit(scheduler))
             await until(lambda: store.started)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from unit.rig import Hand, books_balance, scheduler_on, states, submit, until
-from unit.rig_direct import Watched, offering, session_of
+from unit.rig_direct import Watched, offering, session_of, worker_offering
 
 from tickwheel.core.job import State
 from tickwheel.core.lease import Lease
@@ -56,10 +56,7 @@ def test_a_poll_that_ends_empty_leaves_its_offer_for_a_moment() -> None:
 
 def test_a_poll_that_hangs_up_withdraws_its_offer_at_once() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (store, scheduler, _, polling):
             polling.cancel()
             await asyncio.wait([polling])
             assert scheduler._kernel.sessions.offers == {}
@@ -76,10 +73,7 @@ def test_a_poll_that_hangs_up_withdraws_its_offer_at_once() -> None:
 
 def test_a_worker_that_hangs_up_on_its_answer_withdraws_its_offer_too() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = Watched(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            polling = await offering(hand)
+        async with worker_offering(clock) as (_, scheduler, hand, polling):
             await submit(scheduler)
             session = session_of(hand)
             while session.poll is not None:

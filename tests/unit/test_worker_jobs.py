@@ -299,47 +299,20 @@ async def test_an_unknown_task_and_wrong_args_fail_and_may_be_tried_again(
     assert (wrong["retryable"], wrong["error"]["type"]) == (True, "TypeError")
 
 
-async def test_sys_exit_in_a_handler_fails_the_job_and_not_the_worker(fake: FakeScheduler) -> None:
-    worker = Worker(fake.url)
-
-    @worker.task
-    def leave() -> None:
-        raise SystemExit(3)
-
-    @worker.task
-    async def stay() -> None:
-        raise SystemExit(3)
-
-    async with worker:
-        for task in ("leave", "stay"):
-            item = await fake.reported("failed", fake.offer(task))
-            assert item["error"]["type"] == "SystemExit"
-
-
-async def test_a_keyboard_interrupt_of_a_handler_fails_the_job_and_not_the_worker(
-    fake: FakeScheduler,
-) -> None:
-    worker = Worker(fake.url)
-
-    @worker.task
-    def leave() -> None:
-        raise KeyboardInterrupt
-
-    @worker.task
-    async def stay() -> None:
-        raise KeyboardInterrupt
-
-    async with worker:
-        for task in ("leave", "stay"):
-            item = await fake.reported("failed", fake.offer(task))
-            assert item["error"]["type"] == "KeyboardInterrupt"
-
-
 class Odd(BaseException):
     pass
 
 
-@pytest.mark.parametrize("error", [Odd(), BaseExceptionGroup("both", [Odd(), ValueError()])])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        Odd(),
+        BaseExceptionGroup("both", [Odd(), ValueError()]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 async def test_whatever_a_handler_raises_fails_the_job_and_not_the_worker(
     fake: FakeScheduler, error: BaseException
 ) -> None:
