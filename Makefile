@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find core storage server client bench -type f ! -name '*.pyc') pyproject.toml README.md LICENSE
 FAST := $(wildcard tests/unit tests/property tests/simulation)
-SLOW := $(wildcard tests/conformance tests/integration tests/chaos tests/browser)
+SLOW := $(wildcard tests/conformance tests/integration tests/browser)
 VERSIONS := 3.11 3.12 3.13
 CORES := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow smoke check bench bench-quick bench-full bench-peers micro \
-	locust format tools clean
+.PHONY: help demo test test-fast test-slow smoke check bench bench-quick bench-full \
+	bench-peers micro simulate chaos mutate locust format tools clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,16 @@ bench-peers: $(VENV)/.dev ## other job queues beside Tickwheel, in one run
 	@$(BENCH) peers; status=$$?; $(BENCH) report; exit $$status
 
 micro: $(VENV)/.dev ## micro-benchmarks of the parts, beside their baselines
-	$(BIN)/pytest bench/micro --benchmark-quiet $(SAVED)
+	$(BIN)/pytest bench/micro --timeout 0 --benchmark-quiet $(SAVED)
+
+simulate: $(VENV)/.dev ## SEEDS=50000 worlds of simulation, from SEED_START on
+	SEEDS=$(or $(SEEDS),2000) SEED_START=$(or $(SEED_START),0) $(BIN)/pytest -q -n $(CORES) tests/simulation -k breaks
+
+chaos: $(VENV)/.dev ## MINUTES=60 of real processes that are killed, stopped and cut off
+	MINUTES=$(or $(MINUTES),3) SEED=$(or $(SEED),1) $(BIN)/pytest -q -s --timeout 0 tests/chaos
+
+mutate: $(VENV)/.dev ## take each guard away and see which test tells
+	PYTHONPATH=tests $(BIN)/python -m mutation $(ONLY)
 
 locust: $(VENV)/.dev ## locust's web page against HOST=http://… with KEY=tw_…
 	@test -n "$(HOST)" || { echo "usage: make locust HOST=http://… [KEY=tw_…]"; exit 1; }
@@ -102,12 +111,12 @@ smoke-%: dist/.built
 	if $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$*')"; then exit 0; fi; \
 	echo "Python $*: smoke tests"; \
 	{ [ -x .venvs/$*/bin/python ] || "$$python" -m venv .venvs/$*; } && \
-	.venvs/$*/bin/python $(PIP) pytest "$$(echo dist/*.whl)[server,embedded]" && \
+	.venvs/$*/bin/python $(PIP) pytest pytest-timeout "$$(echo dist/*.whl)[server,embedded]" && \
 	.venvs/$*/bin/python $(PIP) --no-deps --force-reinstall dist/*.whl && \
 	.venvs/$*/bin/pytest -q tests/smoke
 
 tools:
-	@for tool in node:nodejs curl:curl; do \
+	@for tool in node:nodejs curl:curl openssl:openssl; do \
 		command -v $${tool%:*} >/dev/null && continue; \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && apt-get install -y -qq --no-install-recommends $${tool#*:} || exit 1; \

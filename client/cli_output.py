@@ -166,3 +166,14 @@ def time_field(name: str) -> Column:
 def fields(names: Iterable[str]) -> list[Column]:
     """Return the columns of several fields; those that end in `_at` are instants."""
     return [time_field(name) if name.endswith("_at") else field(name) for name in names]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as in `0-3, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in parts)

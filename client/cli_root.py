@@ -91,6 +91,7 @@ def build() -> click.Group:
         cli_queues.dead,
         cli_worker.worker,
         cli_worker.workers,
+        cli_worker.cluster,
     ):
         root.add_command(command)
     for entry in entry_points(group=COMMANDS):

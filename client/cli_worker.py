@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .cli_options import DURATION, log_level, option, remote
-from .cli_output import Output, fields
+from .cli_output import Column, Output, fields, ranges, when
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -29,6 +29,26 @@ async def list_workers(client: Client, out: Output) -> None:
     """List the worker sessions."""
     names = ("worker_id", "name", "queues", "running", "held", "registered_at", "last_seen_at")
     out.items(await client.workers(), fields(names))
+
+
+@click.command(short_help="Look at the schedulers.")
+@remote
+async def cluster(client: Client, out: Output) -> None:
+    """List the schedulers on the database, and the shards of each."""
+    found = await client.cluster()
+    if out.as_json:
+        out.item(found)
+        return
+    columns: list[Column] = [
+        ("id", lambda each: f"{each['id']} (here)" if each["here"] else each["id"]),
+        ("url", lambda each: each["url"]),
+        ("started_at", lambda each: when(each["started_at"])),
+        ("shards", lambda each: ranges([owned["shard"] for owned in each["shards"]])),
+        ("since", lambda each: when(max((owned["since"] for owned in each["shards"]), default=""))),
+    ]
+    out.items(found["schedulers"], columns)
+    if found["unowned"]:
+        out.warn(f"nobody owns the shards {ranges(found['unowned'])}")
 
 
 @click.command(short_help="Run a worker.")

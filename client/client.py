@@ -154,6 +154,11 @@ class Client:
         answer = await self._transport.request("GET", at("workers"))
         return cast("list[dict[str, Any]]", answer["workers"])
 
+    async def cluster(self) -> dict[str, Any]:
+        """Return the schedulers on the database and their shards."""
+        answer = await self._transport.request("GET", at("cluster"))
+        return cast("dict[str, Any]", answer)
+
     async def _send_batch(self, jobs: list[bytes], keyed: bool) -> list[Submitted]:
         body = encode_batch(jobs)
         answer = await self._transport.request("POST", _JOBS, body=body, repeatable=keyed)

@@ -23,6 +23,7 @@ from contextvars import copy_context
 from time import monotonic
 
 from .attempt import Attempt
+from .clock import now
 from .errors import Retry, Stopped
 from .handlers import Around
 from .outcome import RAISED, failed, logged, refused, stopped, succeeded, unreportable
@@ -57,6 +58,8 @@ class Relay:
         self._round = 0
         self._width = 0
         self._slice_end = 0.0
+        self._slice_began = 0.0
+        """On `client.clock`."""
 
     def push(self, attempts: Iterable[Attempt]) -> None:
         """Run these, in order, from the next turn of the loop on."""
@@ -95,12 +98,15 @@ class Relay:
         mine = self._round
         if not self._slice_end:
             self._slice_end = monotonic() + SLICE_SECONDS
+            self._slice_began = now()
         elif monotonic() >= self._slice_end:
             return
         try:
             while waiting:
                 attempt = waiting.popleft()
                 handler = attempt.handler
+                if attempt.fence_at <= self._slice_began:
+                    attempt.halt("drain")  # nothing was done, so it can go back
                 attempt.task = runner
                 try:
                     if handler is None or attempt.halted is not None:

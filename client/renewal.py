@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from .transport import backoff_seconds, decode
 LOG = logging.getLogger("tickwheel.worker")
 
 ITEMS_MAX = 1_000
+GONE_MAX = 100
 IDLE_SECONDS = 10.0
 STALLED_TTLS = 3
 TELL_EVERY = 10
@@ -39,12 +40,14 @@ TELL_EVERY = 10
 class Events:
     """What the thread tells; called in the thread.
 
-    `failed`: nothing but a person can mend it, e.g. the very first registration was refused.
+    `registered`: with the answer, and the session from before. `failed`: nothing but a person can
+    mend it, e.g. the very first registration was refused.
     """
 
-    registered: Callable[[str], None]
+    registered: Callable[[dict[str, Any], str | None], None]
     failed: Callable[[BaseException], None]
     halt: Callable[[Attempt, Halt], None]
+    moved: Callable[[Attempt, str | None], None]
     answered: Callable[[dict[str, Any]], None]
 
 
@@ -73,6 +76,8 @@ class Keeper(threading.Thread):
         self._interval = IDLE_SECONDS
         self._ever_registered = False
         self.worker_id: str | None = None
+        self._before: str | None = None
+        self._gone: list[tuple[str, Sequence[str]]] = []
 
     @property
     def failing(self) -> bool:
@@ -82,8 +87,13 @@ class Keeper(threading.Thread):
     def lost(self, worker_id: str) -> None:
         """The scheduler doesn't know this session any more: register again. Any thread."""
         if self.worker_id == worker_id:
-            self.worker_id = None
+            self._before, self.worker_id = worker_id, None
             self._wake.set()
+
+    def tell_gone(self, worker_ids: Iterable[str], kept: Sequence[str]) -> None:
+        """Tell the scheduler that of these sessions nothing goes on but these jobs. Any thread."""
+        self._gone.extend((worker_id, kept) for worker_id in worker_ids)
+        self._wake.set()
 
     def expect(self, lease_seconds: float) -> None:
         """A lease of this length has begun: be awake in time for it. Any thread."""
@@ -130,27 +140,35 @@ class Keeper(threading.Thread):
             self._events.failed(error)
 
     def _register(self) -> None:
-        answer = self._line.request("POST", "/v1/workers", self._registration)
-        worker_id: str = decode(answer)["worker_id"]
-        self.worker_id = worker_id
+        answer = decode(self._line.request("POST", "/v1/workers", self._registration))
+        self.worker_id = answer["worker_id"]
         self._ever_registered = True
-        self._events.registered(worker_id)
+        self._events.registered(answer, self._before)
 
     def _renew(self) -> None:
         worker_id = self.worker_id
         # list() of a dict's values is one step for other threads.
         attempts = [attempt for attempt in list(self._running.values()) if self._wanted(attempt)]
-        for start in range(0, len(attempts), ITEMS_MAX):
+        gone = self._gone[:GONE_MAX]
+        # Also with nothing to renew: so it is known on both sides that the other one is there.
+        for start in range(0, len(attempts) or 1, ITEMS_MAX):
             part = attempts[start : start + ITEMS_MAX]
             sent_at = now()
-            body = orjson.dumps({"running": [_item(attempt) for attempt in part]})
+            document: dict[str, Any] = {"running": [_item(attempt) for attempt in part]}
+            if gone and start + ITEMS_MAX >= len(attempts):
+                document["gone"] = [each for each, _ in gone]
+                document["kept"] = list({job_id for _, kept in gone for job_id in kept})
+            body = orjson.dumps(document)
             answer = decode(self._line.request("POST", f"/v1/workers/{worker_id}/report", body))
             for attempt, result in zip(part, answer["results"], strict=True):
                 if result["status"] == "ok":
                     attempt.renewed(sent_at)
                 elif result["status"] == "stale":
                     self._events.halt(attempt, "lost")
+                elif result["status"] == "moved":
+                    self._events.moved(attempt, result.get("owner"))
             self._events.answered(answer)
+        del self._gone[: len(gone)]
 
     def _wanted(self, attempt: Attempt) -> bool:
         return now() - self._ticked() < STALLED_TTLS * attempt.lease_seconds

@@ -71,6 +71,7 @@ class Reporter:
         self._surface = surface
         self._open = Batch()
         self._full: deque[Batch] = deque()
+        self._sent: set[Batch] = set()
         self._senders: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._not_before = 0.0
@@ -102,6 +103,13 @@ class Reporter:
                 self._emptied.clear()
                 await self._emptied.wait()
 
+    async def answered(self) -> None:
+        """Wait until what is unanswered now is answered."""
+        waiting = {self._open, *self._full, *self._sent}
+        while waiting & {*self._full, *self._sent} or (self._open in waiting and self._open.count):
+            self._emptied.clear()
+            await self._emptied.wait()
+
     async def flush(self) -> None:
         """Wait until everything is answered."""
         while self._senders:
@@ -121,7 +129,9 @@ class Reporter:
             await self._gather()
             while (batch := self._next()) is not None:
                 self._in_flight += 1
+                self._sent.add(batch)
                 await self._deliver(batch)
+                self._sent.discard(batch)
                 self._in_flight -= 1
                 self.unanswered -= batch.count
                 self._emptied.set()

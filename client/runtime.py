@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from .clock import now
 from .relay import Relay
 from .session import Session
 from .slots import Slots
+from .transport import base_url
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -46,25 +47,17 @@ class Runtime:
         self._quiet.set()
         self._busy = 0
         self._ticked = now()
-        self._slots = Slots(worker.queues, len(worker.urls))
+        self._slots = Slots(worker.queues)
         threads = sum(worker.queues.values())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tickwheel-job")
         self._relay = Relay(self._pool, worker.arounds, self._settle, self._fail)
-        self._sessions = [
-            Session(
-                url,
-                worker.api_key,
-                worker.registration(),
-                worker.handlers,
-                self._slots,
-                lambda: self._ticked,
-                self._begin,
-                self._fail,
-            )
-            for url in worker.urls
-        ]
-        for session in self._sessions:
-            session.peers = [peer for peer in self._sessions if peer is not session]
+        self._sessions: list[Session] = []
+        self._told: set[str] = set()
+        """The URLs of all schedulers, as one of them told last."""
+        self._closing: set[asyncio.Task[None]] = set()
+        self._ending = False
+        for url in worker.urls:
+            self._add(url)
 
     def stop(self, *, now: bool) -> None:
         """Begin the end; `now` skips the grace, also of an end that has begun."""
@@ -87,6 +80,67 @@ class Runtime:
             await asyncio.shield(self._end())
             ticker.cancel()
 
+    def _add(self, url: str) -> Session:
+        worker = self._worker
+        session = Session(
+            url,
+            worker.api_key,
+            worker.registration(),
+            worker.handlers,
+            self._slots,
+            lambda: self._ticked,
+            self._begin,
+            self._fail,
+            self._discovered,
+            required=url in worker.urls,
+        )
+        self._sessions.append(session)
+        self._slots.join()
+        self._introduce()
+        return session
+
+    def _introduce(self) -> None:
+        for place, session in enumerate(self._sessions):
+            session.peers = self._sessions[place + 1 :] + self._sessions[:place]
+
+    def _discovered(self, teller: str, schedulers: Sequence[Mapping[str, str]]) -> None:
+        """Open sessions with schedulers that are new, and remember which there are.
+
+        Who tells of none is alone.
+        """
+        if self._ending:
+            return
+        self._told = {base_url(each["url"]) for each in schedulers} or {teller}
+        ids = {session.scheduler_id for session in self._sessions}
+        urls = {session.url for session in self._sessions}
+        for each in schedulers:
+            url = base_url(each["url"])
+            if each["id"] not in ids and url not in urls:
+                LOG.info("another scheduler, at %s", url)
+                self._add(url).start()
+
+    def _part(self) -> None:
+        """End sessions with schedulers that don't answer, and of which the others don't tell."""
+        if self._ending or not self._told:
+            return
+        for session in self._sessions:
+            kept = session.url in self._told or session.url in self._worker.urls
+            if session.failing and not kept and not session.gone:
+                LOG.info("the scheduler at %s is gone", session.url)
+                session.gone = True
+                closing = self._loop.create_task(self._retire(session))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+
+    async def _retire(self, session: Session) -> None:
+        """End a session with a scheduler that is gone, and tell the others."""
+        self._slots.part(session.poller)
+        kept = await session.retire()
+        self._sessions.remove(session)
+        self._introduce()
+        for other in self._sessions:
+            other.tell_gone(session.worker_ids, kept)
+
     def _fail(self, error: BaseException) -> None:
         if not self._stop.done():
             self._stop.set_exception(error)
@@ -96,6 +150,7 @@ class Runtime:
             self._ticked = at = now()
             for session in self._sessions:
                 session.check(at)
+            self._part()
             await asyncio.sleep(TICK_SECONDS)
 
     def _begin(self, attempts: Sequence[Attempt]) -> None:
@@ -113,6 +168,7 @@ class Runtime:
             self._quiet.set()
 
     async def _end(self) -> None:
+        self._ending = True
         try:
             await asyncio.gather(*[session.drain() for session in self._sessions])
             await self._finish(self._worker.grace_seconds)
@@ -125,6 +181,9 @@ class Runtime:
             await self._worker.stopped()
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
+            for closing in self._closing:
+                closing.cancel()
+            await asyncio.gather(*self._closing, return_exceptions=True)
             await asyncio.gather(*[self._close(session) for session in self._sessions])
 
     async def _finish(self, grace_seconds: float) -> None:

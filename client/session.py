@@ -4,8 +4,10 @@
     poller                    asks for jobs: they begin
     reporter                  says how they ended
 
-Where there are several schedulers and this one can't be reached, running attempts are handed to the
-session with another one after half a lease without renewal, and reports after a few failures:
+Where there are several schedulers, each tells of the others, and `discovered` opens a session with
+each. A running attempt belongs to the session with the scheduler that keeps its lease. When that is
+another one now, it says so, and the attempt is handed to the session with the new one; when it can't
+be reached, to any other after half a lease without renewal, and reports after a few failures:
 whoever has taken over its shards knows the tokens, or reads them.
 """
 
@@ -15,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +38,13 @@ LOG = logging.getLogger("tickwheel.worker")
 
 HAND_OVER_FAILURES = 5
 """After so many failures in a row, some seconds, a report goes to another scheduler."""
+LOST_MAX = 10_000
 HAND_OVER_LEASE = 0.5
 """The part of a lease after which, not renewed, it is shown to another scheduler."""
+HOP_SECONDS = 0.5
+"""An attempt whose owner nobody knows is shown to one scheduler after the other, so much apart."""
+HANDED_CHECK_SECONDS = 0.05
+REGISTERED_CHECK_SECONDS = 0.2
 COLLECT_SECONDS = 5.0
 """How long the answer to the last poll is waited for when the worker stops."""
 REPORT_SECONDS_MAX = 3_600.0
@@ -56,34 +64,55 @@ class Session:
         ticked: Callable[[], float],
         begin: Callable[[Sequence[Attempt]], None],
         failed: Callable[[BaseException], None],
+        discovered: Callable[[str, Sequence[dict[str, str]]], None],
+        *,
+        required: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._url = url
+        self.url = url
+        self.worker_ids: list[str] = []
+        """The ids that it had or has there."""
+        self.gone = False
+        """The scheduler won't come back: what is to be told is told to the others, at once."""
+        self._polling_as: str | None = None
+        """The session of the poll under way, which may still bring jobs."""
+        self._polled = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.scheduler_id = ""
+        """Which boot of a scheduler answered the last registration."""
         self._polls = Pipe(url, api_key)
         self._reports = Pipe(url, api_key, connections=IN_FLIGHT_MAX)
         self._handlers = handlers
         self._slots = slots
-        self._ticked = ticked
         self._begin = begin
         self._failed = failed
+        self._discovered = discovered
+        self._required = required
         self.peers: list[Session] = []
-        """The sessions with the other schedulers."""
+        """The sessions with the other schedulers, beginning with the one after this."""
         self._rng = random.Random()
         self.running: dict[str, Attempt] = {}
+        self.lost: deque[str] = deque(maxlen=LOST_MAX)
+        """Jobs that began here and whose leases were lost: what became of them isn't known there."""
         self._due_at = float("inf")
         """Nothing that runs must be stopped before."""
         self.reporter = Reporter(self._post_report, self._surface)
         self._keeper = Keeper(
             Line(url, api_key), registration, self.running, ticked, self._events()
         )
-        self._poller = Poller(slots, self._post_poll, self.reporter.emptied, self._accept)
+        self.poller = Poller(slots, self._post_poll, self._ready_for_jobs, self._accept)
         self._registered = asyncio.Event()
         self._polling: asyncio.Task[None] | None = None
+
+    @property
+    def failing(self) -> bool:
+        """Whether the scheduler doesn't answer."""
+        return self._keeper.failing
 
     def start(self) -> None:
         """Start to register, and to poll."""
         self._keeper.start()
-        self._polling = self._loop.create_task(self._poller.run())
+        self._polling = self._loop.create_task(self.poller.run())
         self._polling.add_done_callback(self._surface)
 
     async def drain(self) -> None:
@@ -94,12 +123,33 @@ class Session:
             # Nobody there: what was on its way runs out by itself.
             with contextlib.suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(COLLECT_SECONDS if self._registered.is_set() else 0):
-                    jobs = await self._poller.collect()
+                    jobs = await self.poller.collect()
                 back = [plain(Attempt(job, None, now(), now())) for job in jobs]
                 self.reporter.add("released", back, ITEM_BYTES)
 
+    async def retire(self) -> list[str]:
+        """End a session whose scheduler is gone; return the jobs that go on.
+
+        What runs is handed to others, and what has ended is reported to them.
+        """
+        try:
+            await self.drain()
+            for attempt in list(self.running.values()):
+                self._moved(attempt, None)
+            while self.running:  # noqa: ASYNC110 - nobody else is there yet, or they end
+                await asyncio.sleep(HANDED_CHECK_SECONDS)
+            return await self._kept()
+        finally:
+            await self.close(leave=False)
+
+    def tell_gone(self, worker_ids: Iterable[str], kept: Sequence[str]) -> None:
+        """Tell the scheduler that of those sessions nothing goes on but these jobs."""
+        self._keeper.tell_gone(worker_ids, kept)
+
     async def close(self, *, leave: bool) -> None:
         """End the session, after everything worth reporting was reported."""
+        for task in self._tasks:
+            task.cancel()
         self.running.clear()  # whatever still ends has nobody to be reported to
         self.reporter.cancel()
         self._keeper.stop(leave=leave)
@@ -129,6 +179,7 @@ class Session:
         if self.running.get(attempt.id) is attempt:
             if reason == "lost":
                 del self.running[attempt.id]
+                self.lost.append(attempt.id)
             attempt.halt(reason)
 
     def ended(self, attempts: Iterable[Attempt]) -> None:
@@ -145,19 +196,34 @@ class Session:
                     self.reporter.add(kind, (item,), size)
         self.reporter.add("succeeded", succeeded, ITEM_BYTES)
 
+    async def _ready_for_jobs(self) -> None:
+        """Wait until the scheduler knows us, and nearly everything is reported."""
+        if not self._registered.is_set():
+            while not self._registered.is_set():
+                if self._keeper.failing:
+                    self._slots.leave(self.poller)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REGISTERED_CHECK_SECONDS):
+                        await self._registered.wait()
+            # Only now: that it is registered does not mean that it is still there.
+            self._slots.come(self.poller)
+        await self.reporter.emptied()
+
     async def _post_poll(self, body: bytes, wait: float) -> bytes | None:
-        worker_id = await self._worker_id()
+        worker_id = self._polling_as = await self._worker_id()
         try:
             return await self._polls.post(f"/v1/workers/{worker_id}/poll", body, wait=wait)
         except NotFound as error:
             if not self._unknown(error, worker_id):
                 raise
             return None
+        finally:
+            # What it brings is taken before anybody who waits for this has a turn.
+            self._polling_as = None
+            self._polled.set()
 
     def _accept(self, answer: dict[str, Any], sent_at: float) -> None:
-        # The scheduler counts a lease from its sending. That can't have been before the poll, nor
-        # long before the loop last looked at its sockets.
-        since = max(sent_at, self._ticked())
+        since = sent_at + answer["waited_seconds"]
         received_at = now()
         running, handlers = self.running, self._handlers
         begun: list[Attempt] = []
@@ -178,13 +244,15 @@ class Session:
             self._keeper.expect(shortest)
             self._begin(begun)
         self._cancel(answer["cancel"])
+        self._discovered(self.url, answer.get("schedulers", ()))
 
     async def _post_report(self, body: bytes) -> None:
         """Send one report until it is answered. Raises `InvalidRequest`."""
         failures = 0
         give_up_at = self._loop.time() + REPORT_SECONDS_MAX
         while True:
-            peer = self._healthy_peer() if failures >= HAND_OVER_FAILURES else None
+            told = self.gone or failures >= HAND_OVER_FAILURES
+            peer = self._healthy_peer() if told else None
             try:
                 await (peer or self)._report_once(body)
                 return
@@ -200,7 +268,11 @@ class Session:
                 await asyncio.sleep(pause_seconds(error, failures, self._rng))
 
     async def _report_once(self, body: bytes) -> None:
-        worker_id = await self._worker_id()
+        try:
+            async with asyncio.timeout(REGISTERED_CHECK_SECONDS):
+                worker_id = await self._worker_id()
+        except TimeoutError:
+            raise Unreachable("not registered there", sent=False) from None
         try:
             text = await self._reports.post(f"/v1/workers/{worker_id}/report", body)
         except NotFound as error:
@@ -216,20 +288,30 @@ class Session:
         healthy = [peer for peer in self.peers if peer._registered.is_set()]
         return next((peer for peer in healthy if not peer._keeper.failing), None)
 
-    def _hand_over(self, attempt: Attempt, peer: Session) -> None:
-        LOG.warning("job %s: its scheduler is away, so another one is told", attempt.id)
+    def _moved(self, attempt: Attempt, owner: str | None) -> None:
+        """Show an attempt to who keeps its lease now; until that is known, to one after the other."""
+        if self.running.get(attempt.id) is not attempt:
+            return
+        known = next((peer for peer in self.peers if peer.scheduler_id == owner), None)
+        peer = known or self._healthy_peer()
+        if peer is not None:
+            # Where nobody knows the owner it would go round and round.
+            self._hand_over(attempt, peer, after_seconds=0.0 if known else HOP_SECONDS)
+
+    def _hand_over(self, attempt: Attempt, peer: Session, after_seconds: float = 0.0) -> None:
+        LOG.info("job %s: its lease is looked after by %s now", attempt.id, peer.url)
         if attempt.id in peer.running:
             self.halt(attempt, "lost")  # it has been handed out again, and to us
             return
         del self.running[attempt.id]
         peer.running[attempt.id] = attempt
         peer._due_at = min(peer._due_at, attempt.due_at)
-        peer._keeper.expect(0.0)
+        self._loop.call_later(after_seconds, peer._keeper.expect, 0.0)
 
     def _directed(self, answer: dict[str, Any]) -> None:
         self._cancel(answer["cancel"])
         if answer["directive"] == "drain":
-            self._poller.be_quiet()
+            self.poller.be_quiet()
 
     def _cancel(self, job_ids: Iterable[str]) -> None:
         for job_id in job_ids:
@@ -249,14 +331,48 @@ class Session:
 
         return Events(
             registered=in_loop(self._on_registered),
-            failed=in_loop(self._failed),
+            failed=in_loop(self._refused),
             halt=in_loop(self.halt),
+            moved=in_loop(self._moved),
             answered=in_loop(self._directed),
         )
 
-    def _on_registered(self, worker_id: str) -> None:
-        LOG.info("registered as %s at %s", worker_id, self._url)
+    def _refused(self, error: BaseException) -> None:
+        """End the worker, unless it was only another scheduler that told of this one."""
+        if self._required or not isinstance(error, ClientError):
+            self._failed(error)
+
+    def _on_registered(self, answer: dict[str, Any], before: str | None) -> None:
+        LOG.info("registered as %s at %s", answer["worker_id"], self.url)
+        self.scheduler_id = answer["scheduler_id"]
+        self.worker_ids.append(answer["worker_id"])
         self._registered.set()
+        self._discovered(self.url, answer["schedulers"])
+        if before is not None:
+            task = self._loop.create_task(self._clear_up(before))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._surface)
+
+    async def _clear_up(self, worker_id: str) -> None:
+        """Tell of a session that the scheduler forgot, and what of it goes on."""
+        while self._polling_as == worker_id:
+            self._polled.clear()
+            await self._polled.wait()
+        kept = await self._kept()
+        for each in (self, *self.peers):
+            each.tell_gone([worker_id], kept)
+
+    async def _kept(self) -> list[str]:
+        """Return all jobs that run in this worker, or have run under a lease that it lost.
+
+        Waits until the end of all others that came before is answered.
+        """
+        sessions = [self, *self.peers]
+        kept = [job_id for each in sessions for job_id in (*each.running, *each.lost)]
+        for each in sessions:
+            await each.reporter.answered()
+        return kept
 
     async def _worker_id(self) -> str:
         """Wait until the session is registered."""

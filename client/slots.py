@@ -14,13 +14,23 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 class Slots:
     """The slots of all queues. `free` may go below zero if a scheduler sends more than offered."""
 
-    def __init__(self, queues: Mapping[str, int], sessions: int) -> None:
+    def __init__(self, queues: Mapping[str, int], sessions: int = 0) -> None:
         self.free = dict(queues)
         self._capacity = dict(queues)
         self._sessions = sessions
         self._away: set[Hashable] = set()
         self._offers: dict[Hashable, dict[str, int]] = {}
         self._tell: dict[str, dict[Hashable, Callable[[], None]]] = {}
+
+    def join(self) -> None:
+        """One session more shares the slots."""
+        self._sessions += 1
+
+    def part(self, session: Hashable) -> None:
+        """A session has ended for good: the others share its slots."""
+        self._sessions -= 1
+        self._away.discard(session)
+        self._release(session)
 
     @property
     def scarce(self) -> bool:
@@ -59,6 +69,10 @@ class Slots:
         of each queue to find out when it is back."""
         self._away.add(session)
         self._release(session)
+
+    def come(self, session: Hashable) -> None:
+        """The session's scheduler is there again: it has its share."""
+        self._away.discard(session)
 
     def take(self, queues: Iterable[str]) -> None:
         """Jobs have come, one for each mention of its queue."""

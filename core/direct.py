@@ -45,6 +45,8 @@ class DirectStart:
         name = submission.jobs[0].queue
         if submission.keys or not self.is_open(name) or name not in kernel.sessions.offers:
             return []
+        if not kernel.permits.alone and kernel.queues.get(name).max_running is not None:
+            return []  # a claim is held to its permit, whenever it arrives; an append is not
         columns = zip(*submission.jobs, strict=True)
         _, _, run_ats, _, expires, shards, priorities, _, queues, *_ = columns
         count = len(queues)

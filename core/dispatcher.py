@@ -19,10 +19,12 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 
+from .alarm import SLICE_MS
 from .batch import ROWS_WORTH_A_FLUSH
 from .claims import claim
 from .errors import Unavailable
-from .job import Claimed, Ending, State, Waiting
+from .grace import Grace
+from .job import Claimed, Ending, Job, State, Waiting
 from .kernel import Kernel, report_failure
 from .lease import Lease
 from .protocol import PollAnswer
@@ -33,7 +35,6 @@ from .wheel import TimingWheel
 
 _UNSENT_CHECK_MS = 250
 _CLOCK_SET_BACK_MS = 20
-_STALL_MS = 1_000
 _BACKOFF_MS = 200
 _PACE_MS = 2
 """The rest after an answer: an eighth less CPU at 10,000 due times a second, for 0.7 ms of lag."""
@@ -50,9 +51,8 @@ class Dispatcher:
         self._claims: set[asyncio.Task[None]] = set()
         self._claim_not_before_ms = 0
         self._now_ms = kernel.clock.now_ms()
-        self._stepped_ms = kernel.clock.monotonic_ms()
+        self._grace = Grace(kernel.clock.monotonic_ms())
         self._slept_ms = 0
-        self._grace_until_ms = 0
         self._checked_ms = 0
         self._early = False
         self._sent = False
@@ -79,6 +79,18 @@ class Dispatcher:
         """Note that the session has something to be told: jobs or cancels."""
         self._deliverable[session.worker_id] = session
         self._kernel.alarm.ring()
+
+    def ask_to_stop(self, job: Job) -> None:
+        """Tell the worker of a running job whose row was asked to stop."""
+        kernel = self._kernel
+        lease = kernel.leases.get(job.id)
+        if lease is None or lease.fencing_token != job.fencing_token:
+            return
+        lease.cancel_requested = True
+        session = kernel.sessions.find(lease.worker_id)
+        if lease.sent_ms and session is not None and job.id not in session.cancels:
+            session.cancels.append(job.id)
+            self.mark_deliverable(session)
 
     def release_held(self, queue: str | None = None) -> None:
         """Give back what was claimed and not sent: of one queue that is paused, or all."""
@@ -117,7 +129,7 @@ class Dispatcher:
     def _delay_ms(self) -> int:
         kernel = self._kernel
         now_ms, monotonic_ms = kernel.clock.now_ms(), kernel.clock.monotonic_ms()
-        delays = [_UNSENT_CHECK_MS if self._deliverable else _STALL_MS]
+        delays = [_UNSENT_CHECK_MS if self._deliverable else SLICE_MS]
         due_ms = kernel.residents.next_due_ms()
         if due_ms is not None:
             delays.append(due_ms - kernel.settings.claim_ahead_ms // 2 - now_ms)
@@ -129,7 +141,7 @@ class Dispatcher:
             delays.append(expiry_ms - now_ms)
         lease_ms = kernel.leases.next_deadline_ms()
         if lease_ms is not None and kernel.owns_time():
-            delays.append(max(lease_ms, self._grace_until_ms) - monotonic_ms)
+            delays.append(max(lease_ms, self._grace.until_ms) - monotonic_ms)
         if self._claim_not_before_ms > monotonic_ms:
             delays.append(self._claim_not_before_ms - monotonic_ms)
         if self._early:
@@ -140,11 +152,7 @@ class Dispatcher:
         if now_ms < self._now_ms - _CLOCK_SET_BACK_MS:
             self._rewind(now_ms)
         self._now_ms = now_ms
-        stalled_ms = monotonic_ms - self._stepped_ms - self._slept_ms
-        if stalled_ms > _STALL_MS:
-            # This loop slept, not the workers: their renewals may wait in the sockets.
-            self._grace_until_ms = monotonic_ms + stalled_ms
-        self._stepped_ms = monotonic_ms
+        self._grace.step(monotonic_ms, self._slept_ms, trusted=self._kernel.owns_time())
 
     def _rewind(self, now_ms: int) -> None:
         self._kernel.residents.rewind(now_ms)
@@ -227,7 +235,7 @@ class Dispatcher:
             kernel.dispatched.add(queue, len(lag_ms), monotonic_ms)
         kernel.sessions.keep_offer(session, monotonic_ms)
         cancels, session.cancels = session.cancels, []
-        session.answer(PollAnswer(batch, cancels))
+        session.answer(PollAnswer(batch, cancels, session.waited_ms(monotonic_ms)))
         self._sent = True
 
     def _start_claims(self, monotonic_ms: int) -> None:
@@ -349,12 +357,13 @@ class Dispatcher:
         kernel.alarm.ring()
 
     def _reap(self, monotonic_ms: int) -> None:
+        kernel = self._kernel
         # Who may have lost its shards may not judge leases: their new owner has renewed them.
-        if monotonic_ms < self._grace_until_ms or not self._kernel.owns_time():
-            return
-        expired = self._kernel.leases.expired(monotonic_ms)
-        if expired:
-            self._settler.reap(expired)
+        judges = monotonic_ms >= self._grace.until_ms and kernel.owns_time()
+        if judges and (expired := kernel.leases.expired(monotonic_ms)):
+            # What was adopted to be settled and could not be is its owner's to judge.
+            kernel.forget_leases([lease for lease in expired if not kernel.owns(lease.id)])
+            self._settler.reap([lease for lease in expired if kernel.owns(lease.id)])
 
     def _check_sessions(self, monotonic_ms: int) -> None:
         """Release what was claimed long ago and never sent; forget workers that fell silent."""
@@ -368,7 +377,7 @@ class Dispatcher:
         ]
         if stuck:
             self._settler.release(stuck)
-        if monotonic_ms < self._grace_until_ms:
+        if monotonic_ms < self._grace.until_ms:
             return
         silent_ms = monotonic_ms - settings.worker_ttl_ms
         for session in self._kernel.sessions.all():

@@ -49,10 +49,15 @@ def shard_of(job_id: str) -> int:
     return int(job_id[15:18], 16)
 
 
+def is_id(text: str) -> bool:
+    """Tell whether the text is that of a UUID, in lower case."""
+    return _UUID.fullmatch(text) is not None
+
+
 def check(job_id: str) -> str:
     """Return the id in lower case; raise `InvalidRequest` if it is not the text of a UUID."""
     lowered = job_id.lower()
-    if not _UUID.fullmatch(lowered):
+    if not is_id(lowered):
         raise InvalidRequest("a job id is the text of a UUID", code="id_invalid", pointer="/id")
     return lowered
 

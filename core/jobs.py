@@ -141,7 +141,7 @@ class Jobs:
         if job is None:
             raise NotFound("there is no such job")
         if job.state is State.RUNNING:
-            self._ask_to_stop(job)
+            self._dispatcher.ask_to_stop(job)
         elif job.state is State.CANCELLED:
             kernel.rereads.pop(job_id, None)
             kernel.ended([job_id])
@@ -171,7 +171,7 @@ class Jobs:
         if job.state is not State.SCHEDULED:
             raise Conflict(f"the job has ended: {job.state}", code="job_ended")
         kernel.rereads.pop(job_id, None)
-        kernel.residents.offer(job.waiting)
+        kernel.offer(job.waiting)
         kernel.alarm.ring()
         return job
 
@@ -184,20 +184,13 @@ class Jobs:
         lease = self._kernel.leases.get(job_id)
         return lease.progress if lease is not None else None
 
-    def _ask_to_stop(self, job: Job) -> None:
-        kernel = self._kernel
-        lease = kernel.leases.get(job.id)
-        if lease is None or lease.fencing_token != job.fencing_token:
-            return
-        lease.cancel_requested = True
-        session = kernel.sessions.find(lease.worker_id)
-        if lease.sent_ms and session is not None and job.id not in session.cancels:
-            session.cancels.append(job.id)
-            self._dispatcher.mark_deliverable(session)
-
     def _admit(self, jobs: Sequence[NewJob]) -> None:
         kernel = self._kernel
         kernel.residents.reach(kernel.clock.now_ms())
+        if not kernel.residents.shards.keys() >= {row[5] for row in jobs}:
+            for row in jobs:
+                kernel.offer(row.waiting)
+            return
         above = kernel.residents.offer_all(waiting_of(jobs))
         now_ms = jobs[0].created_at_ms
         due = Counter([lane_parts(job[4])[0] for job in above if job[2] == now_ms])
@@ -302,6 +295,8 @@ class Jobs:
             if not residents.withheld[job_id]:
                 del residents.withheld[job_id]
             kernel.rereads[job_id] = scheduled_at_of(job_id)
+            if not kernel.owns(job_id):
+                kernel.hints.job(job_id)
 
 
 def _wanted_queue(request: Request) -> str:

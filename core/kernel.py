@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,10 +18,13 @@ from .alarm import Alarm
 from .clock import Clock
 from .depths import Depths
 from .errors import NotFound, Unavailable
+from .hints import Hints
 from .ids import shard_of
-from .job import Running
+from .job import Running, Waiting
 from .lease import Lease, LeaseTable, adopt
 from .metrics import Metrics
+from .neighbours import Neighbours
+from .permits import Grant, PermitAsk, Permits
 from .ports import Store
 from .queue import Queue
 from .rates import Rates
@@ -30,6 +34,8 @@ from .settings import Settings
 from .terms import TermsBook
 
 T = TypeVar("T")
+
+GONE_MAX = 10_000
 
 
 class QueueBook:
@@ -105,6 +111,8 @@ class Kernel:
         self.depths = Depths(self.residents, store)
         self.added = Rates()
         self.dispatched = Rates()
+        self.neighbours = Neighbours()
+        self.hints = Hints(store)
         self.alarm = Alarm()
         """Wakes the dispatcher."""
         self.rereads: dict[str, int] = {}
@@ -113,15 +121,42 @@ class Kernel:
         """Claims and direct starts under way, per queue."""
         self.recovered = False
         """Whether the running rows of all owned shards have been adopted."""
+        self.permits = Permits(self._share_permits, self.queues.all, self._busy, self._ready)
         self.shard_count = 1
         """The store's number of shards, read once at the start."""
         self.draining = False
+        self._noting: dict[int, set[str]] = {}
+        self.gone: dict[str, frozenset[str]] = {}
+        """Sessions that are no more, and which of their jobs go on: the latest `GONE_MAX`."""
+        self.local_worker_id = ""
+        """The session of the handlers in this process."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers: dict[str, dict[asyncio.Future[None], None]] = {}
 
     def owns_time(self) -> bool:
         """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
         return True
+
+    def owns(self, job_id: str) -> bool:
+        """Tell whether the job is of a shard of ours."""
+        return shard_of(job_id) in self.residents.shards
+
+    def may_renew(self, job_id: str) -> bool:
+        """Tell whether it is ours to say that the job's lease goes on.
+
+        Who was alone lately says so even when the store is away, so that an outage costs nobody a
+        lease; else another scheduler may have the job by then, and judges the lease by itself.
+        """
+        return self.owns(job_id) and (
+            self.owns_time() or not self.neighbours.had_company(self.clock.monotonic_ms())
+        )
+
+    def offer(self, job: Waiting) -> None:
+        """Take up a job whose row waits, or tell its owner."""
+        if job[7] in self.residents.shards:
+            self.residents.offer(job)
+        else:
+            self.hints.job(job[0])
 
     def check_open(self) -> None:
         """Raise `Unavailable` when the scheduler is shutting down."""
@@ -136,19 +171,57 @@ class Kernel:
             return most
         if not self.recovered:
             return 0  # what runs since before the start is not counted yet
-        busy = self.leases.running[queue.name] + self.claiming[queue.name]
-        return max(0, min(most, queue.max_running - busy))
+        room = self.permits.room(queue.name, queue.max_running) - self._busy(queue.name)
+        return max(0, min(most, room))
+
+    def _busy(self, queue: str) -> int:
+        return self.leases.running[queue] + self.claiming[queue]
+
+    def _ready(self, queue: str) -> int:
+        return self.residents.ready.depth(queue)
+
+    async def _share_permits(self, asks: Sequence[PermitAsk]) -> tuple[list[Grant], bool]:
+        return await self.store.share_permits(self.boot_id, asks, self.clock.now_ms())
 
     def adopt(self, row: Running) -> Lease:
         """Keep a lease on a running row that memory doesn't know; it is not sent yet."""
         terms = self.terms.of(self.queues.get(row.lane[2:]), row.options)
         lease = adopt(row, shard_of(row.id), terms, self.clock.monotonic_ms())
+        lease.visiting = lease.job[7] not in self.residents.shards
         self.leases.add(lease)
         return lease
+
+    def orphans(self, gone: Iterable[str] = (), kept: frozenset[str] = frozenset()) -> list[Lease]:
+        """Note sessions that are gone; return the adopted leases that have reached nobody."""
+        self.gone.update(dict.fromkeys(gone, kept))
+        while len(self.gone) > GONE_MAX:
+            del self.gone[next(iter(self.gone))]
+        orphans = [
+            lease
+            for lease in self.leases.all()
+            if not lease.worker_id
+            and lease.claimed_by in self.gone
+            and lease.id not in self.gone[lease.claimed_by]
+        ]
+        for lease in orphans:
+            lease.sent_ms = 0  # as it turns out: so giving it back is free
+        return orphans
+
+    @contextmanager
+    def ends_noted(self) -> Iterator[set[str]]:
+        """While rows are read: the ids of leases that are dropped meanwhile, so may be older there."""
+        ended: set[str] = set()
+        self._noting[id(ended)] = ended
+        try:
+            yield ended
+        finally:
+            del self._noting[id(ended)]
 
     def forget_leases(self, leases: Sequence[Lease]) -> None:
         """Drop leases from memory, wherever they are."""
         self.leases.remove(leases)
+        for ended in self._noting.values():
+            ended.update(lease.id for lease in leases)
         worker_id, session = "", None
         for lease in leases:
             if lease.worker_id != worker_id:

@@ -24,16 +24,18 @@ class Lease:
     """One attempt, from its claim until it is settled.
 
     `job` is what memory kept of it while it waited, `row` what its claim answered, `terms` what it
-    is run under. `deadline_ms`, `timeout_at_ms`, `granted_ms` and `sent_ms` (0: not sent) are
-    monotonic. An empty `worker_id` is an adopted row whose worker has not called yet: the first to
-    show the token gets it. `settling` is set while the attempt's end is being written; `ending`
-    from the first try to write it on, for the row may have gone on whatever the store answered;
-    `withdrawn` once the job was given back, written or not: from then on it is never sent, and
-    never counts as lost.
+    is run under. Of an adopted one, `claimed_by` is the session that it was claimed for, and it is
+    `visiting` if its shard is another scheduler's, which counts it. `deadline_ms`, `timeout_at_ms`,
+    `granted_ms` and `sent_ms` (0: not sent) are monotonic. An empty `worker_id` is an adopted row
+    whose worker has not called yet: the first to show the token gets it. `settling` is set while
+    the attempt's end is being written; `ending` from the first try to write it on, for the row may
+    have gone on whatever the store answered; `withdrawn` once the job was given back, written or
+    not: from then on it is never sent, and never counts as lost.
     """
 
     __slots__ = (
         "cancel_requested",
+        "claimed_by",
         "deadline_ms",
         "ending",
         "fencing_token",
@@ -49,6 +51,7 @@ class Lease:
         "settling",
         "terms",
         "timeout_at_ms",
+        "visiting",
         "withdrawn",
         "worker_id",
     )
@@ -68,8 +71,9 @@ class Lease:
         self.deadline_ms = self.timeout_at_ms = self.sent_ms = 0
         self.flight: Flight | None = None
         self.settling: asyncio.Event | None = None
-        self.cancel_requested = self.ending = self.withdrawn = False
+        self.cancel_requested = self.ending = self.withdrawn = self.visiting = False
         self.progress: bytes | None = None
+        self.claimed_by = ""
 
     @property
     def scheduled_at_ms(self) -> int:
@@ -125,6 +129,7 @@ def adopt(row: Running, shard: int, terms: Terms, now_monotonic_ms: int) -> Leas
     )
     lease = Lease(waiting, claimed, terms, "", now_monotonic_ms)
     lease.cancel_requested = row.cancel_requested
+    lease.claimed_by = row.worker_id
     return lease
 
 
@@ -145,7 +150,7 @@ class LeaseTable:
         self.by_id: dict[str, Lease] = {}
         self._deadlines: TimingWheel[Flight] = TimingWheel(now_monotonic_ms)
         self.running: Counter[str] = Counter()
-        """Leases per queue, held ones included."""
+        """Leases per queue, held ones included; visiting ones not."""
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -164,7 +169,12 @@ class LeaseTable:
         if before is not None:
             self.remove([before])
         self.by_id[lease.id] = lease
-        self.running[lease.queue] += 1
+        self.running[lease.queue] += not lease.visiting
+
+    def stay(self, lease: Lease) -> None:
+        """Count a visiting lease from now on: its shard is ours."""
+        self.running[lease.queue] += lease.visiting
+        lease.visiting = False
 
     def send(self, leases: Iterable[Lease], now_monotonic_ms: int) -> None:
         """Start leases: their TTL and their jobs' timeouts count from now."""
@@ -206,7 +216,7 @@ class LeaseTable:
             if by_id.get(job_id) is not lease:
                 continue
             del by_id[job_id]
-            running[lease.queue] -= 1
+            running[lease.queue] -= not lease.visiting
             flight = lease.flight
             if flight is not None:
                 lease.flight = None

@@ -4,15 +4,16 @@ A load fetches the lane's rows after its cursor up to the horizon. It starts whe
 the horizon is left, or after a minute, and only while the lane has room; a lane whose workers are
 behind pages on as it drains. When there are too many residents, the cursors of the lanes that reach
 furthest go back. The order of steps in `_load` is what closes the race with submissions: see
-`core.residents`.
+`core.residents`. Shards gained later catch up with the rest of their lane first.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from .errors import Unavailable
-from .job import CURSOR_START, Cursor, lane_parts
+from .job import CURSOR_START, Cursor, Waiting, lane_parts
 from .kernel import Kernel
 from .residents import ID_LAST, LaneCursor
 
@@ -43,8 +44,12 @@ class Loader:
                 filter(self._wants, residents.lanes.values()), key=lambda lane: lane.cursor
             )
             loads = await self._affordable(wanting) if residents.shards else []
-            if loads:
-                await asyncio.gather(*[self._load(lane, page) for lane, page in loads])
+            late = [lane for lane in residents.lanes.values() if lane.gained]
+            if loads or late:
+                await asyncio.gather(
+                    *[self._load(lane, page) for lane, page in loads],
+                    *[self._catch_up(lane) for lane in late[:_LOADS_IN_FLIGHT_MAX]],
+                )
                 await alarm.wait(_BACKOFF_MS if self.failed else 0)
             else:
                 # Looking at a lane costs about a microsecond; many lanes are looked at less often.
@@ -53,11 +58,14 @@ class Loader:
 
     def loaded(self) -> bool:
         """Tell whether every lane has been loaded at least once."""
-        return all(lane.loaded_ms > 0 for lane in self._kernel.residents.lanes.values())
+        lanes = self._kernel.residents.lanes.values()
+        return all(lane.loaded_ms > 0 and not lane.gained for lane in lanes)
 
     def _wants(self, lane: LaneCursor) -> bool:
         settings = self._kernel.settings
         horizon_ms = self._kernel.clock.now_ms() + settings.horizon_ms
+        if lane.gained:
+            return False
         if lane.resident > settings.lane_resident_max // 2 or lane.cursor[0] >= horizon_ms:
             return False
         return (
@@ -103,7 +111,7 @@ class Loader:
         lane.cursor = (until_ms, ID_LAST)
         try:
             rows = await kernel.store.load(
-                lane.name, sorted(residents.shards), before, until_ms, page
+                lane.name, sorted(residents.shards), before, until_ms, page, anywhere=True
             )
         except BaseException as error:
             lane.cursor = min(lane.cursor, before)
@@ -117,6 +125,30 @@ class Loader:
             lane.cursor = min(lane.cursor, (last[2], last[0]))
         lane.loaded_ms = max(started_ms, 1)
         kernel.metrics.batch("load", len(rows), kernel.clock.monotonic_ms() - started_ms)
+        await self._admit(lane, rows)
+
+    async def _catch_up(self, lane: LaneCursor) -> None:
+        """Load a page for the shards that were gained, up to where the lane is loaded."""
+        kernel = self._kernel
+        started_ms = kernel.clock.monotonic_ms()
+        shards, before, until = sorted(lane.gained), lane.gained_cursor, lane.cursor
+        page = _FIRST_PAGE if before == CURSOR_START else kernel.settings.load_page
+        try:
+            rows = await kernel.store.load(lane.name, shards, before, until[0], page, anywhere=True)
+        except Unavailable:
+            self.failed = True
+            return
+        self.failed = False
+        kernel.metrics.batch("load", len(rows), kernel.clock.monotonic_ms() - started_ms)
+        await self._admit(lane, rows)
+        if lane.gained_cursor == before and lane.gained.issubset(shards):
+            # Else some were gained since, and all start again.
+            lane.gained_cursor = (rows[-1][2], rows[-1][0]) if len(rows) >= page else until
+            if lane.gained_cursor >= lane.cursor:
+                lane.gained.clear()
+
+    async def _admit(self, lane: LaneCursor, rows: Sequence[Waiting]) -> None:
+        kernel, residents = self._kernel, self._kernel.residents
         now_ms, queue = kernel.clock.now_ms(), lane_parts(lane.name)[0]
         for start in range(0, len(rows), _ADMIT_SLICE):
             cursor, jobs = lane.cursor, rows[start : start + _ADMIT_SLICE]

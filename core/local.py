@@ -187,6 +187,7 @@ class LocalWorker:
         if self._session is None:
             slots = dict.fromkeys(self._queues, self._kernel.settings.local_slots)
             self._session = await self._workers.register("in-process", slots, list(self.handlers))
+            self._kernel.local_worker_id = self._session.worker_id
         return self._session
 
     async def _run(self, lease: Lease) -> None:

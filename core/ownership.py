@@ -4,26 +4,55 @@ Ownership is a row per shard with an epoch, renewed at a third of its TTL. It on
 every write is fenced by the row it changes, so two owners at once would waste claims, not run a
 job twice. A renewal is trusted from the moment it was *sent*, less a margin; past that nothing is
 claimed or sent until the next renewal has succeeded.
+
+Whoever lives has a fair share of the shards. Who has more gives some back, a few at a time, once a
+newcomer shows up; who has less takes what is free. A shard is given back in good order: nothing of
+it is claimed any more, what was held goes back to its row, and what runs is left running, for its
+worker to show to the next owner. A hint tells the others, so that a shard is nobody's for
+milliseconds rather than until the next renewal.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 
+from .dispatcher import Dispatcher
 from .errors import Unavailable
 from .ids import shard_of
 from .kernel import Kernel
+from .lease import Lease
+from .ports_cluster import Member
+from .protocol import PollAnswer
+from .settler import Settler
 from .sweeper import Sweeper
+
+_STEP = 8
+"""A scheduler that has too many shards gives back an eighth of all at a time."""
 
 
 class Ownership:
     """Acquires, renews and gives back shards."""
 
-    def __init__(self, kernel: Kernel, sweeper: Sweeper) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        sweeper: Sweeper,
+        dispatcher: Dispatcher,
+        settler: Settler,
+        url: str = "",
+    ) -> None:
         self._kernel = kernel
         self._sweeper = sweeper
+        self._dispatcher = dispatcher
+        self._settler = settler
+        self._me = Member(kernel.boot_id, url, kernel.clock.now_ms())
         self._epochs: dict[int, int] = {}
+        self._owed: dict[int, int] = {}
+        """Shards that we act on no more, and that the store may still call ours."""
         self._trusted_until_ms = 0
+        self._rung = asyncio.Event()
         self.skew_ms = 0
         """The store's clock less ours, at the last look; 0 while within what can be told."""
         kernel.owns_time = self.trusted  # type: ignore[method-assign]
@@ -32,44 +61,153 @@ class Ownership:
         """Tell whether this scheduler may act on its shards now."""
         return self._kernel.clock.monotonic_ms() < self._trusted_until_ms
 
+    async def recovered(self) -> None:
+        """Note that all that runs in our shards is known; raise `Unavailable`."""
+        kernel, epochs = self._kernel, dict(self._epochs)
+        await kernel.permits.ask()
+        await kernel.store.shards_recovered(kernel.boot_id, epochs)
+        kernel.recovered = epochs.items() >= self._epochs.items()
+        kernel.alarm.ring()
+
+    def ring(self) -> None:
+        """Look for shards now."""
+        self._rung.set()
+
     async def run(self) -> None:
         """Keep the shards until cancelled."""
         ttl_ms = self._kernel.settings.shard_ttl_ms
         while True:
+            pause_ms = ttl_ms // 3
             try:
                 await self.keep()
-                await asyncio.sleep(ttl_ms / 3000)
             except Unavailable:
-                await asyncio.sleep(ttl_ms / 30_000)
+                pause_ms = ttl_ms // 30
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_ms / 1000):
+                    await self._rung.wait()
+            self._rung.clear()
 
     async def keep(self) -> None:
-        """Renew what is owned and take what is free; raise `Unavailable`."""
+        """Renew what is owned, and take or give back what is fair; raise `Unavailable`."""
         kernel = self._kernel
         ttl_ms = kernel.settings.shard_ttl_ms
         if not await self._clock_agrees():
+            self._owe(self._epochs)
             self._lose(set(self._epochs))
+            await self._pay()
             return
+        await self._pay()
+        if not self.trusted():
+            # We may have been counted out, and our permits given to others.
+            kernel.permits.forget()
         sent_ms = kernel.clock.monotonic_ms()
         if self._epochs:
             kept = await kernel.store.renew_shards(kernel.boot_id, self._epochs, ttl_ms)
             self._lose(set(self._epochs) - kept)
-        gained = await kernel.store.acquire_shards(kernel.boot_id, ttl_ms)
+        members = await kernel.store.join(self._me, ttl_ms)
+        kernel.hints.alone = len(members) == 1
+        if len(members) > 1:
+            await self._share_limits()
         self._trusted_until_ms = sent_ms + ttl_ms - ttl_ms // 5
+        fair = -(-kernel.shard_count // len(members))
+        if len(self._epochs) > fair:
+            await self._give_back(self._surplus(len(self._epochs) - fair))
+        else:
+            await self._acquire(fair - len(self._epochs))
+        await self._meet(members)
+        if len(members) == 1:
+            await self._share_limits(len(self._epochs) < kernel.shard_count)
+        kernel.alarm.ring()
+
+    async def release(self) -> None:
+        """Give every shard back and be counted no more; raise `Unavailable`."""
+        kernel = self._kernel
+        epochs, self._epochs = self._epochs, {}
+        self._trusted_until_ms = 0
+        if epochs:
+            await kernel.store.release_shards(kernel.boot_id, epochs)
+        await kernel.store.leave(kernel.boot_id)
+        kernel.hints.say("shards")
+        await kernel.hints.flush()
+
+    async def _share_limits(self, share: bool = True) -> None:
+        """Take permits for limited queues from now on; or, being alone with all shards, no more.
+
+        To begin with it here and then in the store, and to end it the other way round, is what keeps
+        newcomers from taking a permit that is in use.
+        """
+        kernel = self._kernel
+        if share == self._me.shares:
+            return
+        if share:
+            kernel.permits.alone = False
+            await kernel.permits.ask()
+        me = self._me._replace(shares=share)
+        members = await kernel.store.join(me, kernel.settings.shard_ttl_ms)
+        self._me = me
+        kernel.permits.alone = not share and len(members) == 1
+
+    async def _acquire(self, most: int) -> None:
+        kernel = self._kernel
+        if not most:
+            return
+        gained = await kernel.store.acquire_shards(
+            kernel.boot_id, kernel.settings.shard_ttl_ms, most
+        )
         self._epochs.update(gained)
-        for number, epoch in gained.items():
-            kernel.residents.own(number, epoch, kernel.clock.now_ms())
+        kernel.residents.own(gained, kernel.clock.now_ms())
         if gained:
             kernel.recovered = False
             kernel.residents.unloaded.ring()
             self._sweeper.recover.set()
-        kernel.alarm.ring()
 
-    async def release(self) -> None:
-        """Give every shard back; raise `Unavailable`."""
-        epochs, self._epochs = self._epochs, {}
-        self._trusted_until_ms = 0
-        if epochs:
-            await self._kernel.store.release_shards(self._kernel.boot_id, epochs)
+    async def _give_back(self, numbers: list[int]) -> None:
+        """Let go of shards in good order."""
+        if not numbers:
+            return
+        kernel = self._kernel
+        epochs = {number: self._epochs.pop(number) for number in numbers}
+        kernel.residents.disown(numbers)
+        # Not for long: the other shards are to be renewed in time, and what hangs is found again.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(kernel.settings.shard_ttl_ms / 5_000):
+                await self._dispatcher.claims_done()
+                leases = self._leases_of(epochs)
+                self._settler.release([lease for lease in leases if not lease.sent_ms])
+                ends = [lease.settling.wait() for lease in leases if lease.settling is not None]
+                await asyncio.gather(*ends)
+        # Forgotten first: from its release on, only the new owner may say that a lease goes on.
+        self._owe(epochs)
+        self._leave(epochs)
+        await self._pay()
+
+    def _owe(self, epochs: dict[int, int]) -> None:
+        self._owed |= epochs
+        self._kernel.permits.unreleased = bool(self._owed)
+
+    async def _pay(self) -> None:
+        """Release what is owed; again with the next look if that fails."""
+        if self._owed:
+            await self._kernel.store.release_shards(self._kernel.boot_id, self._owed)
+            self._owed = {}
+            self._kernel.permits.unreleased = False
+            self._kernel.hints.say("shards")
+
+    async def _meet(self, members: list[Member]) -> None:
+        """Learn who else there is, and who owns what."""
+        kernel = self._kernel
+        joined = not kernel.neighbours.knows(self._me.id)
+        owners = {} if kernel.hints.alone else await kernel.store.owners()
+        before = [each.id for each in kernel.neighbours.serving]
+        kernel.neighbours.look(members, owners, kernel.clock.monotonic_ms())
+        if [each.id for each in kernel.neighbours.serving] != before:
+            # Workers that wait here shall hear of it now: somebody may have jobs for them.
+            for session in kernel.sessions.all():
+                if session.poll is not None:
+                    kernel.sessions.keep_offer(session, kernel.clock.monotonic_ms())
+                    session.answer(PollAnswer())
+        if joined:
+            kernel.hints.say("shards")
 
     async def _clock_agrees(self) -> bool:
         """Compare clocks: half a round trip is what can't be told."""
@@ -84,12 +222,29 @@ class Ownership:
         self.skew_ms = 0 if agrees else skew_ms
         return agrees
 
+    def _leases_of(self, numbers: Iterable[int]) -> list[Lease]:
+        wanted = set(numbers)
+        return [lease for lease in self._kernel.leases.all() if shard_of(lease.id) in wanted]
+
+    def _surplus(self, count: int) -> list[int]:
+        """Return shards to give back: at most a step, and none of which a handler in here runs a job.
+
+        Such a job's lease can be renewed here only.
+        """
+        session = self._kernel.sessions.find(self._kernel.local_worker_id)
+        busy = set() if session is None else {shard_of(job_id) for job_id in session.leases}
+        free = [number for number in self._epochs if number not in busy]
+        return free[-min(count, max(1, self._kernel.shard_count // _STEP)) :]
+
     def _lose(self, numbers: set[int]) -> None:
-        kernel = self._kernel
         for number in numbers:
             del self._epochs[number]
-            kernel.residents.disown(number)
+        self._kernel.residents.disown(numbers)
         if numbers:
-            for lease in kernel.leases.all():
-                if shard_of(lease.id) in numbers:
-                    kernel.forget_leases([lease])
+            self._leave(numbers)
+
+    def _leave(self, numbers: Iterable[int]) -> None:
+        """Forget what runs in shards that are no longer ours; it goes on counting, till it is found."""
+        leases = self._leases_of(numbers)
+        self._kernel.permits.give_away([lease.queue for lease in leases])
+        self._kernel.forget_leases(leases)

@@ -32,6 +32,7 @@ from .job import (
     Submission,
     Waiting,
 )
+from .ports_cluster import KeyStore, ShardStore
 from .queue import Queue
 from .schedule import Schedule, ScheduleSpec
 
@@ -56,11 +57,19 @@ class JobStore(Protocol):
         ...
 
     async def load(
-        self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
+        self,
+        lane: str,
+        shards: Sequence[int],
+        after: Cursor,
+        until_ms: int,
+        limit: int,
+        *,
+        anywhere: bool = False,
     ) -> list[Waiting]:
         """Return the lane's next `scheduled` rows strictly after `after`, by (run_at, id).
 
-        Up to and including run_at `until_ms`; fewer than `limit` means: there are no more.
+        Up to and including run_at `until_ms`; fewer than `limit` means: there are no more. With
+        `anywhere` a replica may answer, if it has seen all that was committed before the call.
         """
         ...
 
@@ -85,7 +94,8 @@ class JobStore(Protocol):
 
         `workers` runs parallel to `jobs`: who shall run each. Sets `running`, owner, worker,
         started_at, attempt + 1 and a new, greater fencing token; None where the row no longer
-        matches.
+        matches, and everywhere if the owner is no member any more (`join`): whoever counted it out
+        can rely on that.
         """
         ...
 
@@ -278,66 +288,6 @@ class ScheduleStore(Protocol):
         ...
 
 
-class ShardStore(Protocol):
-    """Which scheduler owns which shard."""
-
-    async def shard_count(self) -> int:
-        """Return the number of shards, fixed when the store was made."""
-        ...
-
-    async def acquire_shards(self, owner: str, ttl_ms: int) -> dict[int, int]:
-        """Take every shard that is free, expired, or whose owner is provably gone: shard → epoch.
-
-        Expiry is judged by the store's own clock. `owner` is random per boot.
-        """
-        ...
-
-    async def renew_shards(self, owner: str, epochs: dict[int, int], ttl_ms: int) -> set[int]:
-        """Extend these leases; a shard missing from the answer is lost now."""
-        ...
-
-    async def release_shards(self, owner: str, epochs: dict[int, int]) -> None:
-        """Give the shards back at once."""
-        ...
-
-    async def owners(self) -> dict[int, str]:
-        """Return the current owner of each owned shard."""
-        ...
-
-
-class ApiKey(NamedTuple):
-    """An API key as stored: never the secret, only its digest (32 bytes)."""
-
-    id: str
-    digest: bytes
-    name: str
-    scopes: frozenset[str]
-    queues: frozenset[str] | None
-    created_at_ms: int
-    expires_at_ms: int | None
-    revoked_at_ms: int | None
-
-
-class KeyStore(Protocol):
-    """API keys, and who changed what."""
-
-    async def put_key(self, key: ApiKey) -> None:
-        """Insert or replace a key."""
-        ...
-
-    async def get_key(self, key_id: str) -> ApiKey | None:
-        """Return the key or None."""
-        ...
-
-    async def keys(self) -> list[ApiKey]:
-        """Return all keys, revoked ones too, oldest first."""
-        ...
-
-    async def audit(self, actor: str, action: str, target: str, now_ms: int) -> None:
-        """Append to the audit log."""
-        ...
-
-
 class Store(JobStore, QueueStore, DeadLetterStore, ScheduleStore, ShardStore, KeyStore, Protocol):
     """All of it, with a life: open before use, close after."""
 
@@ -354,6 +304,10 @@ class Store(JobStore, QueueStore, DeadLetterStore, ScheduleStore, ShardStore, Ke
 
         Raise `Unavailable` otherwise (unreachable, read-only).
         """
+        ...
+
+    async def prepare(self, now_ms: int) -> int:
+        """Make ready for the jobs of the coming days; return how many partitions were made."""
         ...
 
     async def maintain(self, now_ms: int) -> dict[str, int]:

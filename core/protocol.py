@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .lease import Lease
 
 Kind = Literal["succeeded", "failed", "released"]
-Status = Literal["ok", "duplicate", "stale"]
+Status = Literal["ok", "duplicate", "stale", "moved"]
 
 
 @dataclass(slots=True)
@@ -54,27 +54,42 @@ class RunningItem(NamedTuple):
 
 @dataclass(slots=True)
 class Report:
-    """One report of a worker."""
+    """One report of a worker.
+
+    `gone` are earlier sessions of it, here or at a scheduler that is no more. Of what was claimed for
+    them the jobs in `kept` may still run, or their end is not known yet; the rest has ended, or has
+    reached nobody.
+    """
 
     ended: list[ReportItem] = field(default_factory=list)
     running: list[RunningItem] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    kept: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
 class PollAnswer:
-    """Jobs to run now, and ids of running ones to stop."""
+    """Jobs to run now, and ids of running ones to stop.
+
+    `waited_ms` after its poll had come it was sent, and the leases began. So they began no earlier
+    than that long after the poll was sent, however long either was on its way.
+    """
 
     leases: list[Lease] = field(default_factory=list)
     cancel: list[str] = field(default_factory=list)
+    waited_ms: int = 0
 
 
 @dataclass(slots=True)
 class ReportAnswer:
     """(job id, status) per item, ended ones first then running ones, in the order reported.
 
-    For a running item `stale` means: stop it, its lease is somebody else's by now.
+    For a running item `stale` means: stop it, its lease is somebody else's by now; and `moved`:
+    another scheduler keeps it now, and is to be shown it: `owners` says which, by job id, where that
+    is known.
     """
 
     results: list[tuple[str, Status]]
     cancel: list[str]
     directive: Literal["run", "drain"] = "run"
+    owners: dict[str, str] = field(default_factory=dict)

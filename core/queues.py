@@ -109,6 +109,7 @@ class Queues:
 
     def _changed(self, stored: Queue) -> Queue:
         self._kernel.queues.note(stored)
+        self._kernel.hints.say("queues")
         if stored.paused:
             self._dispatcher.release_held(stored.name)
         self._kernel.alarm.ring()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from .alarm import Alarm
@@ -33,15 +33,26 @@ _SAMPLE = 2_000
 
 
 class LaneCursor:
-    """Where a lane is loaded up to, how many of its jobs are in memory, and when it was loaded."""
+    """Where a lane is loaded up to, how many of its jobs are in memory, and when it was loaded.
 
-    __slots__ = ("cursor", "loaded_ms", "name", "resident")
+    The shards that were `gained` since are loaded up to `gained_cursor` only; they catch up by
+    themselves, so that a new shard doesn't have all others read again.
+    """
+
+    __slots__ = ("cursor", "gained", "gained_cursor", "loaded_ms", "name", "resident")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.cursor: Cursor = CURSOR_START
+        self.gained: set[int] = set()
+        self.gained_cursor: Cursor = CURSOR_START
         self.resident = 0
         self.loaded_ms = -(1 << 60)
+
+    @property
+    def complete(self) -> Cursor:
+        """Up to where the lane is loaded for all shards."""
+        return min(self.cursor, self.gained_cursor) if self.gained else self.cursor
 
 
 class Residents:
@@ -67,22 +78,26 @@ class Residents:
         self._expiries: TimingWheel[str] = TimingWheel(now_ms)
         self._overdue: list[str] = []
 
-    def own(self, number: int, epoch: int, now_ms: int) -> None:
-        """Start to own a shard, empty; all lanes must be loaded again from the start."""
-        if number in self.shards:
-            # Ours had run out and was free for anyone: what was known of it may be out of date.
-            self.disown(number)
-        self.shards[number] = Shard(number, epoch, now_ms)
+    def own(self, epochs: Mapping[int, int], now_ms: int) -> None:
+        """Start to own shards, empty; every lane is to be loaded from its start for them."""
+        # Ours that had run out were free for anyone: what was known of them may be out of date.
+        self.disown(epochs.keys() & self.shards.keys())
+        for number, epoch in epochs.items():
+            self.shards[number] = Shard(number, epoch, now_ms)
         for lane in self.lanes.values():
-            lane.cursor = CURSOR_START
+            if lane.cursor > CURSOR_START and epochs:
+                lane.gained |= epochs.keys()
+                lane.gained_cursor = CURSOR_START
 
-    def disown(self, number: int) -> None:
-        """Forget a shard with all that waits in it."""
-        shard = self.shards[number]
-        for job_id in list(shard.waiting):
-            self.evict(job_id)
-        del self.shards[number]
-        self._due.pop(number, None)
+    def disown(self, numbers: Iterable[int]) -> None:
+        """Forget shards with all that waits in them."""
+        for number in numbers:
+            for job_id in list(self.shards[number].waiting):
+                self.evict(job_id)
+            del self.shards[number]
+            self._due.pop(number, None)
+            for lane in self.lanes.values():
+                lane.gained.discard(number)
 
     def lane(self, name: str) -> LaneCursor:
         """Return the lane's cursor, at the start if the lane is new."""
@@ -203,7 +218,7 @@ class Residents:
     def is_behind(self, queue: Queue, now_ms: int) -> bool:
         """Tell whether due jobs of the queue may be in the store only: a lane is read so far."""
         lanes = (self.lanes.get(lane_name(queue.name, priority)) for priority in queue.lanes())
-        return any(lane is not None and lane.cursor[0] < now_ms for lane in lanes)
+        return any(lane is not None and lane.complete[0] < now_ms for lane in lanes)
 
     def reach(self, until_ms: int) -> None:
         """Note that what is due by then may go to the ready lanes without a turn in the wheel."""

@@ -23,6 +23,7 @@ from .dead_letters import DeadLetters
 from .dispatcher import Dispatcher
 from .errors import Unavailable
 from .gate import Gate
+from .hints import jobs_of
 from .job import NO_OPTIONS, Appended
 from .jobs import Jobs
 from .kernel import Kernel, report_failure
@@ -51,7 +52,8 @@ class Scheduler:
     """One scheduler on one store, for one event loop.
 
     `clock`, `rng` and `metrics` default to the system's clock, a seed from the system, and
-    nothing. Use it as an async context manager, or `start` and `stop` it.
+    nothing. `url` is where remote workers reach it, if they do. Use it as an async context manager,
+    or `start` and `stop` it.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class Scheduler:
         clock: Clock | None = None,
         rng: random.Random | None = None,
         metrics: Metrics | None = None,
+        url: str = "",
     ) -> None:
         self.store = store
         self.settings = settings or Settings()
         self.clock = clock or SystemClock()
         self._rng = rng or random.Random(random.SystemRandom().getrandbits(128))
         self._metrics = metrics or NoMetrics()
+        self._url = url
         self._parts: list[asyncio.Task[None]] = []
         self._wire()
 
@@ -78,8 +82,10 @@ class Scheduler:
         self._settler = Settler(kernel, self._job_ended)
         self._dispatcher = Dispatcher(kernel, self._settler)
         self._loader = Loader(kernel)
-        self._sweeper = Sweeper(kernel)
-        self._ownership = Ownership(kernel, self._sweeper)
+        self._sweeper = Sweeper(kernel, self._dispatcher.ask_to_stop, self._settler.release)
+        self._ownership = Ownership(
+            kernel, self._sweeper, self._dispatcher, self._settler, self._url
+        )
         self._ticker = Ticker(kernel)
         self.jobs = Jobs(kernel, self._settler, self._dispatcher)
         self.schedules = Schedules(kernel, self._ticker)
@@ -93,12 +99,16 @@ class Scheduler:
         """Open the store, take shards, and start to fire; once. Raises `Unavailable`."""
         if self._parts or self._kernel.draining:
             raise RuntimeError("a scheduler starts once")
+        kernel = self._kernel
         await self.store.open()
+        self._deafen = self.store.on_hint(self._hear)
         try:
-            self._kernel.shard_count = await self.store.shard_count()
+            kernel.shard_count = await self.store.shard_count()
+            await self.store.prepare(self.clock.now_ms())
             await self._sweeper.read_lanes()
             await self._ownership.keep()
         except BaseException:
+            self._deafen()
             await self.store.close()
             raise
         self._sweeper.progress_ms = self.clock.monotonic_ms()
@@ -109,7 +119,10 @@ class Scheduler:
                 ("dispatcher", self._dispatcher.run()),
                 ("loader", self._loader.run()),
                 ("sweeper", self._sweeper.run()),
-                ("recovery", self._sweeper.run_recovery()),
+                ("listener", self._sweeper.run_told()),
+                ("hints", kernel.hints.run()),
+                ("recovery", self._sweeper.run_recovery(self._ownership.recovered)),
+                ("permits", kernel.permits.run()),
                 ("ownership", self._ownership.run()),
                 ("ticker", self._ticker.run()),
                 ("gate", self._gate.run()),
@@ -138,6 +151,7 @@ class Scheduler:
                 self._dispatcher.release_held()
                 await self._kernel.finish()
                 await self._settler.commit.drain()
+        self._deafen()
         for part in self._parts:
             part.cancel()
         await asyncio.gather(*self._parts, return_exceptions=True)
@@ -241,7 +255,7 @@ class Scheduler:
         if silent_ms > _PROGRESS_MS or not kernel.owns_time():
             return "the store does not answer"
         if not kernel.residents.shards:
-            return "standing by: another scheduler owns all shards"
+            return "standing by: other schedulers own all shards"
         if not self._loader.loaded():
             return "loading"
         return None
@@ -249,7 +263,8 @@ class Scheduler:
     async def _maintain(self) -> None:
         while True:
             try:
-                if self._kernel.residents.shards:
+                kernel = self._kernel
+                if kernel.residents.shards and kernel.neighbours.eldest in ("", kernel.boot_id):
                     await self.store.maintain(self.clock.now_ms())
                 await asyncio.sleep(_MAINTAIN_MS / 1000)
             except Unavailable:
@@ -257,3 +272,15 @@ class Scheduler:
 
     def _job_ended(self, lease: Lease) -> None:
         self._gate.ended(lease)
+
+    def _hear(self, hint: str) -> None:
+        """Do what another scheduler's hint asks for (`core.hints`)."""
+        word, _, rest = hint.partition(" ")
+        if word == "jobs":
+            self._sweeper.hear(jobs_of(hint))
+        elif word == "queues":
+            self._sweeper.hear_of_queues()
+        elif word == "schedule":
+            self._ticker.forget(rest)
+        elif word == "shards":
+            self._ownership.ring()

@@ -113,5 +113,5 @@ class Schedules:
         for job_id in cancelled:
             self._kernel.residents.evict(job_id)
             self._kernel.ended([job_id])
-        self._ticker.specs.pop(schedule_id, None)
-        self._ticker.ring()
+        self._ticker.forget(schedule_id)
+        self._kernel.hints.say(f"schedule {schedule_id}")

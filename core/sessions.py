@@ -23,13 +23,14 @@ OFFER_MS = 50
 
 
 class Poll:
-    """A poll that waits for its answer."""
+    """A poll that waits for its answer; `asked_ms` (monotonic) is when it came."""
 
-    __slots__ = ("answer", "seq", "slots")
+    __slots__ = ("answer", "asked_ms", "seq", "slots")
 
-    def __init__(self, seq: int, slots: dict[str, int]) -> None:
+    def __init__(self, seq: int, slots: dict[str, int], asked_ms: int) -> None:
         self.seq = seq
         self.slots = slots
+        self.asked_ms = asked_ms
         self.answer: asyncio.Future[PollAnswer] = asyncio.get_running_loop().create_future()
 
 
@@ -145,6 +146,11 @@ class WorkerSession:
             for lease in batch:
                 del self.outbox[lease.id]
         return batch
+
+    def waited_ms(self, now_monotonic_ms: int) -> int:
+        """Return for how long the waiting poll has waited."""
+        assert self.poll is not None
+        return now_monotonic_ms - self.poll.asked_ms
 
     def answer(self, answer: PollAnswer) -> None:
         """Answer the waiting poll."""

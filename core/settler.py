@@ -124,6 +124,10 @@ class Settler:
     def _settled(self, leases: Sequence[Lease], ends: Sequence[End], flags: Sequence[bool]) -> None:
         kernel = self._kernel
         kernel.forget_leases(leases)
+        if not kernel.hints.alone:
+            for lease in leases:
+                if not kernel.owns(lease.id):
+                    kernel.hints.job(lease.id)
         succeeded: list[str] = []
         otherwise: list[tuple[str, str]] = []
         over: list[Lease] = []
@@ -156,7 +160,7 @@ class Settler:
             # The row may have been cancelled under this settlement: it alone knows.
             kernel.rereads[lease.id] = lease.job[1]
         else:
-            kernel.residents.offer(lease.waiting(end.run_at_ms, end.attempt))
+            kernel.offer(lease.waiting(end.run_at_ms, end.attempt))
 
 
 def _outcome_name(lease: Lease, settlement: Settlement) -> str:

@@ -11,12 +11,14 @@ running rows whose lease nobody holds.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from .errors import Unavailable
-from .ids import shard_of
+from .ids import scheduled_at_of, shard_of
 from .job import CURSOR_START, Cursor, Job, Running, State, lane_name
 from .kernel import Kernel
+from .lease import Lease
 from .lifecycle import ENDED
 from .residents import ID_LAST
 
@@ -26,13 +28,24 @@ _LANES_MAX = 300
 """Lanes swept in one pass: with more, each has its turn every so many seconds."""
 _REREADS_MAX = 1_000
 _COUNT_MS = 10_000
+_TOLD_MS = 5
+"""How long what others tell gathers before it is read."""
 
 
 class Sweeper:
     """Finds what memory does not know."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        ask_to_stop: Callable[[Job], None],
+        give_back: Callable[[Sequence[Lease]], None],
+    ) -> None:
         self._kernel = kernel
+        self._give_back = give_back
+        self._ask_to_stop = ask_to_stop
+        self._told = asyncio.Event()
+        self._queues_changed = False
         self._swept: dict[str, Cursor] = {}
         self._rest_until_ms: dict[str, int] = {}
         """Of a lane, monotonic."""
@@ -43,6 +56,31 @@ class Sweeper:
         """Set when running rows are to be adopted: after a start or a take-over."""
         self.progress_ms = 0
         """When the last pass succeeded, monotonic."""
+
+    def hear(self, job_ids: Sequence[str]) -> None:
+        """Read these rows soon, those that are ours."""
+        kernel = self._kernel
+        ours = [job_id for job_id in job_ids if kernel.owns(job_id)]
+        if ours:
+            kernel.rereads.update((job_id, scheduled_at_of(job_id)) for job_id in ours)
+            self._told.set()
+
+    def hear_of_queues(self) -> None:
+        """Read the queues' settings soon."""
+        self._queues_changed = True
+        self._told.set()
+
+    async def run_told(self) -> None:
+        """Read what others have told of until cancelled."""
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            with suppress(Unavailable):  # the next pass reads the same
+                if self._queues_changed:
+                    self._queues_changed = False
+                    await self.read_lanes()
+                await self._reread_all()
+            await asyncio.sleep(_TOLD_MS / 1000)
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -78,8 +116,11 @@ class Sweeper:
             for priority in queue.lanes():
                 self._kernel.residents.lane(lane_name(queue.name, priority))
 
-    async def run_recovery(self) -> None:
-        """Adopt running rows that no lease in memory holds, whenever `recover` is set."""
+    async def run_recovery(self, recovered: Callable[[], Awaitable[None]]) -> None:
+        """Adopt running rows that no lease in memory holds, whenever `recover` is set.
+
+        Call `recovered` when all are known.
+        """
         while True:
             await self.recover.wait()
             self.recover.clear()
@@ -87,9 +128,9 @@ class Sweeper:
                 await self._kernel.store.find_started()
                 for name in list(self._kernel.residents.lanes):
                     await self._recover(name)
+                self._give_back(self._kernel.orphans())
                 if not self.recover.is_set():
-                    self._kernel.recovered = True
-                    self._kernel.alarm.ring()
+                    await recovered()
             except Unavailable:
                 self.recover.set()
                 await asyncio.sleep(self._kernel.settings.sweep_ms / 1000)
@@ -125,24 +166,29 @@ class Sweeper:
         after: Cursor | None = CURSOR_START
         until_ms = kernel.clock.now_ms() + kernel.settings.claim_ahead_ms
         while after is not None:
-            rows, after = await kernel.store.running(
-                name,
-                sorted(kernel.residents.shards),
-                after,
-                until_ms,
-                kernel.settings.load_page,
-            )
+            with kernel.ends_noted() as ended:
+                rows, after = await kernel.store.running(
+                    name,
+                    sorted(kernel.residents.shards),
+                    after,
+                    until_ms,
+                    kernel.settings.load_page,
+                )
             for row in rows:
-                self._adopt(row)
+                self._adopt(row, ended)
             await asyncio.sleep(0)
 
-    def _adopt(self, row: Running) -> None:
+    def _adopt(self, row: Running, ended: set[str]) -> None:
+        """Keep a lease on a running row, unless it is one of `ended`: older than memory."""
         kernel = self._kernel
-        if (
-            kernel.leases.get(row.id) is not None
-            or row.id in kernel.residents.claiming
-            or shard_of(row.id) not in kernel.residents.shards
-        ):
+        if row.id in ended:
+            kernel.rereads[row.id] = row.scheduled_at_ms
+            return
+        if shard_of(row.id) not in kernel.residents.shards or row.id in kernel.residents.claiming:
+            return
+        known = kernel.leases.get(row.id)
+        if known is not None:
+            kernel.leases.stay(known)
             return
         kernel.residents.evict(row.id)
         monotonic_ms = kernel.clock.monotonic_ms()
@@ -163,18 +209,34 @@ class Sweeper:
         for job_id, _ in refs:
             kernel.rereads.pop(job_id, None)
         try:
-            jobs = await kernel.store.find(refs)
+            with kernel.ends_noted() as ended:
+                jobs = await kernel.store.find(refs)
         except Unavailable:
             kernel.rereads.update(refs)
             raise
         for (job_id, _), job in zip(refs, jobs, strict=True):
+            self._forget_what_ended(job_id, job)
             if job is None or job.state in ENDED:
+                if job is not None:
+                    kernel.residents.evict(job_id)
                 kernel.ended([job_id])
             elif job.state is State.RUNNING:
-                self._adopt(running_of(job))
+                self._adopt(running_of(job), ended)
+                if job.cancel_requested_at_ms is not None:
+                    self._ask_to_stop(job)
             else:
                 kernel.residents.offer(job.waiting)
         kernel.alarm.ring()
+
+    def _forget_what_ended(self, job_id: str, job: Job | None) -> None:
+        """Drop the lease of an attempt that another scheduler has settled."""
+        lease = self._kernel.leases.get(job_id)
+        if lease is None or lease.settling is not None or job is None:
+            return
+        if job.fencing_token > lease.fencing_token or (
+            job.fencing_token == lease.fencing_token and job.state is not State.RUNNING
+        ):
+            self._kernel.forget_leases([lease])
 
 
 def running_of(job: Job) -> Running:

@@ -35,8 +35,9 @@ class Ticker:
         self.specs: dict[str, ScheduleSpec | None] = {}
         """Specs as last read, for the gate; None: the schedule is gone."""
 
-    def ring(self) -> None:
-        """Look for schedules now."""
+    def forget(self, schedule_id: str) -> None:
+        """Note that a schedule has changed."""
+        self.specs.pop(schedule_id, None)
         self._alarm.ring()
 
     async def run(self) -> None:
@@ -188,5 +189,5 @@ def job_of(
 
 
 def admit(kernel: Kernel, row: NewJob) -> None:
-    """Offer a row that has just been committed to memory."""
-    kernel.residents.offer(row.waiting)
+    """Take up a row that has just been committed, or tell its owner."""
+    kernel.offer(row.waiting)

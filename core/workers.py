@@ -17,6 +17,7 @@ from .job import Job, State
 from .kernel import Kernel
 from .lease import Lease
 from .lifecycle import settle_outcomes
+from .ports_cluster import Member
 from .protocol import Outcome, PollAnswer, Report, ReportAnswer, ReportItem, RunningItem, Status
 from .sessions import Poll, WorkerSession
 from .settler import Settler
@@ -80,9 +81,12 @@ class Workers:
         if not session.asked(seq):
             return PollAnswer()
         if seq == session.answered_seq:
+            if not kernel.owns_time():
+                # Who may have lost its shards may not hand out leases, not even again.
+                raise Unavailable("the store does not answer: poll again with the same seq")
             answer = session.repeat()
             for lease in answer.leases:
-                # Its worker counts from its receipt, which is only now.
+                # Its worker counts from this call.
                 kernel.leases.renew(lease, session.last_seen_ms)
             return answer
         if session.poll is not None:
@@ -90,7 +94,7 @@ class Workers:
             kernel.sessions.withdraw(session)
             session.dismiss_poll(PollAnswer())
         slots = {queue: min(count, session.queues.get(queue, 0)) for queue, count in slots.items()}
-        poll = Poll(seq, slots)
+        poll = Poll(seq, slots, session.last_seen_ms)
         kernel.sessions.start_waiting(session, poll)
         self._dispatcher.mark_deliverable(session)
         wait_ms = 0 if kernel.draining else min(wait_ms, kernel.settings.poll_wait_ms_max)
@@ -134,8 +138,28 @@ class Workers:
         # Renewed first: that needs no store, so an outage costs none of these their lease.
         renewed = await self._renew(session, report.running)
         results = await self._settle(session, report.ended)
-        cancels, session.cancels = session.cancels, []
-        return ReportAnswer([*results, *renewed], cancels, "drain" if kernel.draining else "run")
+        if report.gone:
+            self._settler.release(kernel.orphans(report.gone, report.kept))
+        # Not only what is new: the answer that told of it may have been lost.
+        leases = [kernel.leases.get(job_id) for job_id, status in renewed if status == "ok"]
+        cancels = {each.id: None for each in leases if each is not None and each.cancel_requested}
+        told, session.cancels = session.cancels, []
+        return ReportAnswer(
+            [*results, *renewed],
+            list(cancels | dict.fromkeys(told)),
+            "drain" if kernel.draining else "run",
+            {
+                job_id: owner
+                for job_id, status in renewed
+                if status == "moved"
+                and (owner := kernel.neighbours.owner(job_id.lower()))
+                and owner != kernel.boot_id
+            },
+        )
+
+    def schedulers(self) -> builtins.list[Member]:
+        """Return all schedulers that serve remote workers; none if this is the only one."""
+        return [] if self._kernel.hints.alone else self._kernel.neighbours.serving
 
     async def leave(self, worker_id: str, principal: str = "") -> None:
         """Close a session: every lease that it still has is released. Raises `UnknownWorker`."""
@@ -259,8 +283,10 @@ class Workers:
     ) -> Lease | Status:
         """Return the worker's lease that a report speaks of, or at once what to answer.
 
-        What memory doesn't know, the job's row decides.
+        What memory doesn't know, the job's row decides; but only its owner renews a lease.
         """
+        if outcome is None and not self._kernel.may_renew(check(job_id)):
+            return "moved"
         lease = self._kernel.leases.get(job_id)
         if lease is not None and lease.settling is not None:
             if outcome is None:

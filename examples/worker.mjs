@@ -1,6 +1,7 @@
 // A Tickwheel worker in plain Node (18 or newer), from the protocol alone:
 //   node examples/worker.mjs http://127.0.0.1:8080 default=10
 // register → poll → run → report, leases renewed at a third of their length; SIGTERM drains.
+// For one scheduler, on a machine that doesn't sleep.
 
 import { hostname } from "node:os";
 const [url = "http://127.0.0.1:8080", ...declared] = process.argv.slice(2);
@@ -55,18 +56,23 @@ async function poll() {
   // Waiting long only if all queues are asked for: a slot of another may come free meanwhile.
   const all = Object.keys(slots).length === Object.keys(queues).length;
   const body = { seq, slots, wait_seconds: all ? WAIT_SECONDS : 0.2 };
+  const sentAt = now();
   const answer = await call("POST", `/v1/workers/${workerId}/poll`, body, polling.signal);
   seq += 1;                                   // only now: a lost answer is asked for again
-  answer.jobs.forEach(run);
+  answer.jobs.forEach((job) => run(job, sentAt + answer.waited_seconds));
   answer.cancel.forEach((id) => running.get(id)?.stop.abort("cancelled"));
 }
 
-async function run(job) {
+async function run(job, leasedAt) {
+  const before = running.get(job.id);
+  if (before?.job.fencing_token >= job.fencing_token) return;   // a copy
+  if (before) lose(before);
   const attempt = { job, stop: new AbortController() };
-  renewed(attempt, now());
+  renewed(attempt, leasedAt);
   running.set(job.id, attempt);
-  const timer = setTimeout(() => attempt.stop.abort("timeout"), 1000 * job.timeout_seconds);
   const item = { job_id: job.id, fencing_token: job.fencing_token };
+  if (now() >= attempt.fenceAt) return finish(attempt, "released", item);   // too long on its way
+  const timer = setTimeout(() => attempt.stop.abort("timeout"), 1000 * job.timeout_seconds);
   try {
     if (!Object.hasOwn(tasks, job.task)) throw { name: "UnknownTask", message: job.task };
     const result = await tasks[job.task](job.args, attempt.stop.signal);
@@ -101,7 +107,12 @@ async function report() {
   const answer = await call("POST", `/v1/workers/${workerId}/report`, body);
   for (const kind in ended) ended[kind].splice(0, body[kind].length);   // only now: committed
   const status = Object.fromEntries(answer.results.map((result) => [result.job_id, result.status]));
-  for (const attempt of due) status[attempt.job.id] === "ok" ? renewed(attempt, sentAt) : lose(attempt);
+  for (const attempt of due) {
+    const told = status[attempt.job.id];
+    if (told === "ok") renewed(attempt, sentAt);
+    else if (told === "stale") lose(attempt);
+    else attempt.renewAt = sentAt + 1;        // moved: this scheduler may have it back
+  }
   answer.cancel.forEach((id) => running.get(id)?.stop.abort("cancelled"));
 }
 

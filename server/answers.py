@@ -203,10 +203,19 @@ class Deleted(Answer):
     deleted: int
 
 
+class Scheduler(Answer):
+    """Where a scheduler is reached. Each has jobs of its own: a worker polls them all."""
+
+    id: str
+    url: str
+
+
 class Registered(Answer):
-    """A worker's session."""
+    """A worker's session at this scheduler; `schedulers` are all of them, if there are several."""
 
     worker_id: str
+    scheduler_id: str
+    schedulers: list[Scheduler]
 
 
 class Worker(Answer):
@@ -249,13 +258,18 @@ class Polled(Answer):
 
     jobs: list[LeasedJob]
     cancel: list[Uuid]
+    waited_seconds: float
+    """How long after the poll had come it was answered with jobs: their leases began then."""
+    schedulers: list[Scheduler] = []
 
 
 class ReportResult(Answer):
     """What became of one item of a report."""
 
     job_id: Uuid
-    status: Literal["ok", "duplicate", "stale"]
+    status: Literal["ok", "duplicate", "stale", "moved"]
+    owner: str | None = None
+    """Of what has moved: the id of the scheduler that keeps it now, if that is known."""
 
 
 class Reported(Answer):
@@ -264,6 +278,30 @@ class Reported(Answer):
     results: list[ReportResult]
     cancel: list[Uuid]
     directive: Literal["run", "drain"]
+
+
+class OwnedShard(Answer):
+    """A shard, and since when it has had its owner."""
+
+    shard: int
+    since: Time
+
+
+class ClusterMember(Answer):
+    """A scheduler; `here`: the one that answers; `url`: where workers reach it."""
+
+    id: str
+    url: str | None
+    here: bool
+    started_at: Time
+    shards: list[OwnedShard]
+
+
+class Cluster(Answer):
+    """All schedulers on one database, the oldest first, and the shards that none of them owns."""
+
+    schedulers: list[ClusterMember]
+    unowned: list[int]
 
 
 class Status(Answer):

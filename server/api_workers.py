@@ -20,6 +20,7 @@ from .wire_workers import (
     decode_report,
     poll_answer,
     report_answer,
+    schedulers,
 )
 
 _REGISTER = msgspec.json.Decoder(RegisterRequest)
@@ -34,7 +35,14 @@ async def register(context: Context, request: web.Request, who: Principal) -> we
     session = await context.scheduler.workers.register(
         body.name, body.queues, body.tasks, principal=who.id
     )
-    return reply({"worker_id": session.worker_id}, 201)
+    return reply(
+        {
+            "worker_id": session.worker_id,
+            "scheduler_id": context.scheduler.boot_id,
+            "schedulers": schedulers(context.scheduler.workers.schedulers()),
+        },
+        201,
+    )
 
 
 async def poll(context: Context, request: web.Request, who: Principal) -> web.StreamResponse:
@@ -58,7 +66,7 @@ async def _deliver(
     context: Context, request: web.Request, answer: PollAnswer, worker_id: str, seq: int
 ) -> web.StreamResponse:
     """Write the answer here and not later: whoever is gone by now shall not cost a lease."""
-    response = reply(poll_answer(answer))
+    response = reply(poll_answer(answer, context.scheduler.workers.schedulers()))
     try:
         await response.prepare(request)
         await response.write_eof()

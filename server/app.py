@@ -20,7 +20,7 @@ from tickwheel.core.scheduler import Scheduler
 
 from .auth import EVERYONE, Auth, Principal
 from .cursors import Cursors
-from .door import Answer, Door, door_of
+from .door import Answer, Door, Guests, door_of
 from .express import SubmitLane
 from .http import BODY_BYTES_MAX, Context
 from .metrics import ServerMetrics
@@ -36,6 +36,7 @@ SHUTDOWN_SECONDS_MAX = 5.0
 
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LANE = web.AppKey("lane", SubmitLane)
+_GUESTS = web.AppKey("guests", Guests)
 
 
 class _Runner(web.AppRunner):
@@ -44,8 +45,8 @@ class _Runner(web.AppRunner):
     @property
     def server(self) -> Callable[[], Door] | None:  # type: ignore[override]
         """What a site makes a protocol with."""
-        server, lane = super().server, self.app[_LANE]
-        return None if server is None else lambda: Door(server(), lane)
+        server, lane, guests = super().server, self.app[_LANE], self.app[_GUESTS]
+        return None if server is None else lambda: Door(server(), lane, guests)
 
 
 def build_app(
@@ -73,6 +74,7 @@ def build_app(
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _endpoint(context, route))
     app[_LANE] = SubmitLane(context, KEEPALIVE_SECONDS)
+    app[_GUESTS] = Guests()
 
     async def finish_lane(_: web.Application) -> None:
         """Let what is on the express lane be answered, if the runner ends before the scheduler."""

@@ -28,7 +28,7 @@ from aiohttp import hdrs, web
 
 from tickwheel.core.clock import Clock
 from tickwheel.core.errors import NotFound
-from tickwheel.core.ports import ApiKey, KeyStore
+from tickwheel.core.ports_cluster import ApiKey, KeyStore
 
 from .problems import Forbidden, Unauthorized
 from .scopes import SCOPES

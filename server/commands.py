@@ -24,7 +24,7 @@ from tickwheel.core.errors import NotFound
 from .scopes import SCOPES
 
 if TYPE_CHECKING:
-    from tickwheel.core.ports import ApiKey
+    from tickwheel.core.ports_cluster import ApiKey
     from tickwheel.storage import PostgresStore
 
 SCHEMA = "tickwheel"
@@ -78,7 +78,26 @@ def chosen(dsn: str | None, data_dir: Path | None) -> tuple[str | None, Path | N
 @option(
     "--pool-size", type=click.IntRange(1, 100), default=8, show_default=True, help="Connections."
 )
+@option("--replica-dsn", help="A hot standby of it, which takes loads and lists.")
 @option("--insecure", is_flag=True, help="Serve beyond loopback without API keys.")
+@option(
+    "--tls-cert",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Speak HTTPS, with this certificate (PEM, with its chain).",
+)
+@option(
+    "--tls-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Its key, if that is in another file.",
+)
+@option("--advertise-url", help="Where workers reach this scheduler, if not at host and port.")
+@option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Schedulers, on ports from --port on; they share the work.",
+)
 @log_level
 def serve(dsn: str | None, data_dir: Path | None, **options: Any) -> None:
     """Run a scheduler until SIGTERM or Ctrl-C; prints `listening on …` once it is ready.
@@ -88,6 +107,8 @@ def serve(dsn: str | None, data_dir: Path | None, **options: Any) -> None:
     from .serve import ServeOptions, run
 
     dsn, data_dir = chosen(dsn, data_dir)
+    if options["advertise_url"] and options["processes"] > 1:
+        raise click.UsageError("--advertise-url is for one scheduler, not for several --processes")
     run(ServeOptions(dsn=dsn, data_dir=data_dir, **options))
 
 

@@ -12,13 +12,15 @@ body, here is the next boundary. Whoever pipelines behind a request of aiohttp's
 pieces, leaves the lane for good: other bytes come on top, and the count never fits again.
 
 aiohttp doesn't see what takes the lane, so it is the door that closes an idle connection:
-`keepalive_seconds` after the last answer, unless a whole request has come since.
+`keepalive_seconds` after the last answer, unless a whole request has come since. And it counts: an
+address has `CONNECTIONS_MAX` connections at most, and whatever comes on top is closed unheard.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -28,6 +30,8 @@ HEADS_MAX = 8
 """Heads that a connection is known by."""
 HEAD_BYTES_MAX = 4_096
 """The longest head that is remembered."""
+CONNECTIONS_MAX = 5_000
+"""Of one address."""
 
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]{1,7})\r\n", re.IGNORECASE)
 
@@ -50,6 +54,26 @@ class Lane(Protocol):
         ...
 
 
+class Guests:
+    """How many connections each address has."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, address: str) -> bool:
+        """Count one more; False if there are enough."""
+        if self._counts[address] >= CONNECTIONS_MAX:
+            return False
+        self._counts[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """Count one less."""
+        self._counts[address] -= 1
+        if not self._counts[address]:
+            del self._counts[address]
+
+
 class Answer(web.Response):
     """A response that tells when it has been written."""
 
@@ -66,9 +90,11 @@ class Answer(web.Response):
 class Door(asyncio.Protocol):
     """One connection: `inner` is aiohttp's protocol for it."""
 
-    def __init__(self, inner: web.RequestHandler, lane: Lane) -> None:
+    def __init__(self, inner: web.RequestHandler, lane: Lane, guests: Guests) -> None:
         self._inner = inner
         self._lane = lane
+        self._guests = guests
+        self._address = ""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._known: dict[bytes, str] = {}
@@ -86,6 +112,13 @@ class Door(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let aiohttp begin."""
+        peer = transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
+        if not self._guests.enter(address):
+            cast("asyncio.Transport", transport).set_protocol(asyncio.Protocol())
+            transport.close()
+            return
+        self._address = address
         self._answered_at = self._loop.time()
         self._idle_timer = self._loop.call_later(self._lane.keepalive_seconds, self._check_idle)
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
@@ -93,6 +126,7 @@ class Door(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let aiohttp end; what is under way is written all the same, but not answered."""
+        self._guests.leave(self._address)
         self._transport = None
         if self._idle_timer is not None:
             self._idle_timer.cancel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from . import answers, api_jobs, api_ops, api_queues, api_schedules, api_workers
+from . import answers, api_cluster, api_jobs, api_ops, api_queues, api_schedules, api_workers
 from .http import Handler
 from .scopes import Scope
 from .wire_jobs import BatchRequest, JobRequest, RescheduleRequest
@@ -116,6 +116,8 @@ WORKERS = (
 )  # fmt: skip
 
 OPS = (
+    Route("GET", "/v1/cluster", api_cluster.cluster, "read", "The schedulers and their shards",
+          (answers.Cluster,)),
     Route("GET", "/healthz", api_ops.healthz, "open", "The process answers", (answers.Status,)),
     Route("GET", "/readyz", api_ops.readyz, "open", "Jobs are accepted and fired", (answers.Status,)),
     Route("GET", "/metrics", api_ops.metrics, "read", "Prometheus metrics", ()),

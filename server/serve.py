@@ -14,6 +14,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,16 +47,26 @@ EXIT_FORCED = 1
 class ServeOptions:
     """How to serve. Without `dsn` an embedded Postgres runs in `data_dir` (None: the default).
 
+    `replica_dsn`: a hot standby of it, to take loads and lists.
+
     `insecure` allows a host other than loopback while there are no API keys. Port 0: any free one.
+    `advertise_url` is where workers reach this scheduler, if not at host and port. `processes`: how
+    many schedulers, on ports that follow one another. `tls_cert`: a PEM file with the certificate
+    and its chain, `tls_key` with its key if that is in another; with them it speaks HTTPS only.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     dsn: str | None = None
     data_dir: Path | None = None
+    replica_dsn: str | None = None
     schema: str = "tickwheel"
     pool_size: int = 8
     insecure: bool = False
+    advertise_url: str | None = None
+    processes: int = 1
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     settings: Settings = field(default_factory=Settings)
 
 
@@ -67,7 +78,12 @@ def run(options: ServeOptions) -> None:
     """Serve on a loop of its own until SIGTERM or SIGINT; `SystemExit(2)` if it can't start."""
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(options))
+            if options.processes > 1:
+                from .processes import supervise
+
+                runner.run(supervise(options, options.processes))
+            else:
+                runner.run(serve(options))
     except CannotStart as error:
         print(f"tickwheel: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CANNOT_START) from None
@@ -79,19 +95,20 @@ async def serve(options: ServeOptions, *, store: Store | None = None) -> None:
     Prints `listening on http://host:port` when it is ready. `store` replaces the one that the
     options name. Raises `CannotStart`.
     """
-    with _signals() as stopping:
+    with signals() as stopping:
         async with contextlib.AsyncExitStack() as stack:
+            tls = tls_context(options.tls_cert, options.tls_key)
             sock = _bind(options.host, options.port)
             stack.callback(sock.close)
             try:
-                await _start(options, store, sock, stack, stopping)
+                await _start(options, store, sock, tls, stack, stopping)
             except TickwheelError as error:
                 raise CannotStart(error.detail) from error
             if not stopping.is_set():
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
-                print(f"listening on {_url(options.host, sock)}", flush=True)
+                print(f"listening on {_url(options.host, sock, tls)}", flush=True)
             await stopping.wait()
 
 
@@ -99,13 +116,15 @@ async def _start(
     options: ServeOptions,
     store: Store | None,
     sock: socket.socket,
+    tls: ssl.SSLContext | None,
     stack: contextlib.AsyncExitStack,
     stopping: asyncio.Event,
 ) -> None:
     if store is None:
         store = await _make_store(options, stack)
     metrics = ServerMetrics()
-    scheduler = Scheduler(store, settings=options.settings, metrics=metrics)
+    url = options.advertise_url or _url(_reachable(options.host), sock, tls)
+    scheduler = Scheduler(store, settings=options.settings, metrics=metrics, url=url)
     loopback = is_loopback(options.host)
     app = build_app(scheduler, metrics=metrics, loopback_only=loopback)
     runner = make_runner(app)
@@ -125,7 +144,7 @@ async def _start(
     stalls = StallWatch(metrics.stall)
     stalls.start()
     stack.callback(stalls.stop)
-    await web.SockSite(runner, sock, backlog=BACKLOG_MAX).start()
+    await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG_MAX).start()
 
 
 async def _make_store(options: ServeOptions, stack: contextlib.AsyncExitStack) -> Store:
@@ -133,11 +152,17 @@ async def _make_store(options: ServeOptions, stack: contextlib.AsyncExitStack) -
 
     dsn = options.dsn
     if dsn is None:
-        dsn = await _start_embedded(options.data_dir, stack)
-    return PostgresStore(dsn, schema=options.schema, pool_size=options.pool_size)
+        dsn = await embedded(options.data_dir, stack)
+    return PostgresStore(
+        dsn,
+        schema=options.schema,
+        pool_size=options.pool_size,
+        replica_dsn=options.replica_dsn,
+    )
 
 
-async def _start_embedded(data_dir: Path | None, stack: contextlib.AsyncExitStack) -> str:
+async def embedded(data_dir: Path | None, stack: contextlib.AsyncExitStack) -> str:
+    """Start the embedded Postgres for as long as the stack lasts; return its DSN."""
     try:
         from tickwheel.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
     except ImportError:
@@ -179,13 +204,34 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _url(host: str, sock: socket.socket) -> str:
-    port = sock.getsockname()[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _reachable(host: str) -> str:
+    """Return a name for this machine where the host means every address."""
+    return socket.getfqdn() if host in ("", "0.0.0.0", "::") else host
+
+
+def tls_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """Return what to speak TLS 1.2 or newer with; None without a certificate. Raises CannotStart."""
+    if cert is None:
+        if key is not None:
+            raise CannotStart("--tls-key needs --tls-cert")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or getattr(error, "reason", None) or error
+        raise CannotStart(f"the certificate {cert} with its key: {reason}") from error
+    return context
+
+
+def _url(host: str, sock: socket.socket, tls: ssl.SSLContext | None) -> str:
+    scheme, port = "http" if tls is None else "https", sock.getsockname()[1]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
+def signals() -> Iterator[asyncio.Event]:
+    """Yield what SIGTERM or SIGINT sets; a second one ends the process at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ import msgspec
 import orjson
 
 from tickwheel.core.columns import tuples_of
+from tickwheel.core.ports_cluster import Member
 from tickwheel.core.protocol import (
     DONE,
     Outcome,
@@ -46,6 +47,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 JobId = Annotated[
     str, msgspec.Meta(max_length=36, pattern=_UUID, extra_json_schema={"format": "uuid"})
 ]
+SessionId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Token = Annotated[int, msgspec.Meta(ge=0, le=TOKEN_MAX)]
 Slots = Annotated[int, msgspec.Meta(ge=0, le=SLOTS_MAX)]
 
@@ -122,6 +124,8 @@ class ReportRequest(wire.Wire):
     failed: tuple[FailedReport, ...] = ()
     released: tuple[ReleasedReport, ...] = ()
     running: tuple[RunningReport, ...] = ()
+    gone: Annotated[tuple[SessionId, ...], msgspec.Meta(max_length=100)] = ()
+    kept: tuple[JobId, ...] = ()
 
 
 class UsualItem(wire.Wire):
@@ -138,6 +142,8 @@ class UsualReport(wire.Wire):
     failed: tuple[()] = ()
     released: tuple[()] = ()
     running: tuple[()] = ()
+    gone: tuple[()] = ()
+    kept: tuple[()] = ()
 
 
 _REPORT = msgspec.json.Decoder(ReportRequest)
@@ -179,7 +185,8 @@ def decode_report(body: bytes) -> Report:
         RunningItem(item.job_id.lower(), item.fencing_token, _progress(item.progress))
         for item in request.running
     ]
-    return Report(ended, running)
+    kept = frozenset(job_id.lower() for job_id in request.kept)
+    return Report(ended, running, list(request.gone), kept)
 
 
 def _usual(body: bytes) -> Report | None:
@@ -309,8 +316,10 @@ def clean(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def poll_answer(answer: PollAnswer) -> bytes:
+def poll_answer(answer: PollAnswer, members: Sequence[Member] = ()) -> bytes:
     """Return the answer to a poll; args are spliced in as they were sent.
+
+    `members` are all schedulers, if there are several.
 
     Written by hand: what a run of jobs has in common is encoded once for all of them, and the
     texts of the rest need no escapes. Half the cost of a dict and an encoder for each.
@@ -331,7 +340,10 @@ def poll_answer(answer: PollAnswer) -> bytes:
         parts += (head.encode(), args, tail)
     if answer.leases:
         parts[-1] = tail[:-1]
-    parts += (b'],"cancel":', orjson.dumps(answer.cancel), b"}")
+    parts += (b'],"cancel":', orjson.dumps(answer.cancel))
+    if members:
+        parts += (b',"schedulers":', orjson.dumps(schedulers(members)))
+    parts += (b',"waited_seconds":', orjson.dumps(answer.waited_ms / 1000), b"}")
     return b"".join(parts)
 
 
@@ -352,4 +364,12 @@ def _tail(terms: Terms, task: str, max_attempts: int) -> bytes:
 def report_answer(answer: ReportAnswer) -> bytes:
     """Return the answer to a report."""
     rows = [{"job_id": job_id, "status": status} for job_id, status in answer.results]
+    for row in rows if answer.owners else ():
+        if row["job_id"] in answer.owners:
+            row["owner"] = answer.owners[row["job_id"]]
     return orjson.dumps({"results": rows, "cancel": answer.cancel, "directive": answer.directive})
+
+
+def schedulers(members: Sequence[Member]) -> list[dict[str, str]]:
+    """Return where to find which scheduler."""
+    return [{"id": member.id, "url": member.url} for member in members]

@@ -10,7 +10,7 @@ joins, no JIT, and one generic plan per prepared statement.
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 
@@ -55,7 +55,15 @@ class Link:
     advisory lock this session holds.
     """
 
-    __slots__ = ("_connection", "alive", "generation", "in_doubt", "repeated", "timeline")
+    __slots__ = (
+        "_connection",
+        "_listening",
+        "alive",
+        "generation",
+        "in_doubt",
+        "repeated",
+        "timeline",
+    )
 
     def __init__(self, connection: Any, timeline: int, generation: int) -> None:
         self._connection = connection
@@ -64,6 +72,7 @@ class Link:
         self.in_doubt = False
         self.repeated = False
         self.alive: set[str] = set()
+        self._listening: set[str] = set()
 
     @property
     def closed(self) -> bool:
@@ -101,6 +110,12 @@ class Link:
         """Run several statements without parameters, in one transaction unless one is open."""
         self._sending()
         await self._connection.execute(text)
+
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+        """Have `heard` called with whatever is said on the channel; once."""
+        if channel not in self._listening:
+            await self._connection.add_listener(channel, lambda *said: heard(said[3]))
+            self._listening.add(channel)
 
     async def copy(self, schema: str, table: str, columns: Sequence[str], stream: bytes) -> None:
         """Insert the rows of a binary stream; outside `transaction` this commits by itself."""
@@ -149,16 +164,24 @@ class Stranded(OSError):
 
 
 async def connect(
-    dsn: str, generation: int, statement_timeout_ms: int, lock_timeout_ms: int
+    dsn: str,
+    generation: int,
+    statement_timeout_ms: int,
+    lock_timeout_ms: int,
+    *,
+    standby: bool = False,
 ) -> Link:
-    """Return a new connection to a server that takes writes; raise what `asyncpg.connect` does."""
+    """Return a new connection to a server that takes writes; raise what `asyncpg.connect` does.
+
+    A `standby` takes none, and has no timeline to tell.
+    """
     connection = await asyncpg.connect(
         dsn,
         timeout=CONNECT_SECONDS_MAX,
         statement_cache_size=STATEMENTS_CACHED_MAX,
         max_cached_statement_lifetime=0,
         max_cacheable_statement_size=0,
-        target_session_attrs="read-write",
+        target_session_attrs="any" if standby else "read-write",
     )
     settings = {
         **_SESSION_SETTINGS,
@@ -176,6 +199,8 @@ async def connect(
             list(settings.values()),
         )
         await set_codecs(connection)
+        if standby:
+            return Link(connection, 0, generation)
         # The insert timeline, not the last checkpoint's: after a promotion it is right at once.
         segment = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
     except asyncpg.ObjectNotInPrerequisiteStateError as error:

@@ -57,6 +57,10 @@ class MemoryStore(MemoryJobs, MemoryQueues, MemorySchedules, MemoryShards):
         """Return the store's wall time in epoch ms."""
         return self._clock.now_ms()
 
+    async def prepare(self, now_ms: int) -> int:
+        """Nothing to make."""
+        return 0
+
     async def maintain(self, now_ms: int) -> dict[str, int]:
         """Drop what is past its time; return how many `jobs`, `dead_letters`, `keys`, `ticks`."""
         tables = self._tables

@@ -46,7 +46,14 @@ class MemoryJobs:
         return [self._append(submission, now_ms) for submission in submissions]
 
     async def load(
-        self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
+        self,
+        lane: str,
+        shards: Sequence[int],
+        after: Cursor,
+        until_ms: int,
+        limit: int,
+        *,
+        anywhere: bool = False,
     ) -> list[Waiting]:
         """Return the lane's next `scheduled` rows strictly after `after`, by (run_at, id)."""
         return [job.waiting for job in islice(self._waiting(lane, shards, after, until_ms), limit)]
@@ -68,6 +75,8 @@ class MemoryJobs:
         self, jobs: Sequence[Waiting], workers: Sequence[str], owner: str, now_ms: int
     ) -> list[Claimed | None]:
         """Start an attempt of each job that still is as it was seen."""
+        if owner not in self._tables.members:
+            return [None] * len(jobs)
         return [
             self._claim(place, seen, worker_id, owner, now_ms)
             for place, (seen, worker_id) in enumerate(zip(jobs, workers, strict=True))

@@ -1,4 +1,4 @@
-"""Shard leases and API keys of the store in memory; `core.ports` says what each method does.
+"""Members, shard leases and API keys of the store in memory; `core.ports` says what each does.
 
 Leases run on the store's own monotonic clock. Nothing here can prove an owner gone, so a lease that
 is not released runs out.
@@ -6,10 +6,17 @@ is not released runs out.
 
 from __future__ import annotations
 
-from tickwheel.core.clock import Clock
-from tickwheel.core.ports import ApiKey
+import asyncio
+from collections.abc import Callable, Sequence
 
-from .memory_tables import ShardRow, Tables
+from tickwheel.core.clock import Clock
+from tickwheel.core.ids import SHARDS_MAX
+from tickwheel.core.permits import Grant, PermitAsk, Share, grant
+from tickwheel.core.ports_cluster import ApiKey, Member, Owned
+
+from .memory_tables import MemberRow, ShardRow, Tables
+
+FREE = ShardRow(0, None, 0, 0)
 
 
 class MemoryShards:
@@ -22,14 +29,39 @@ class MemoryShards:
         """Return the number of shards."""
         return len(self._tables.shards)
 
-    async def acquire_shards(self, owner: str, ttl_ms: int) -> dict[int, int]:
-        """Take every shard that is free or has expired."""
+    async def join(self, member: Member, ttl_ms: int) -> list[Member]:
+        """Show life for a while; return who lives, the oldest first."""
+        now_ms = self._clock.monotonic_ms()
+        members = self._tables.members
+        for silent in [name for name, row in members.items() if row.expires_at_ms <= now_ms]:
+            del members[silent]
+        members[member.id] = MemberRow(member, now_ms + ttl_ms)
+        return await self.members()
+
+    async def members(self) -> list[Member]:
+        """Return who lives, the oldest first."""
+        now_ms = self._clock.monotonic_ms()
+        alive = [row.member for row in self._tables.members.values() if row.expires_at_ms > now_ms]
+        return sorted(alive, key=lambda member: (member.started_at_ms, member.id))
+
+    async def leave(self, member_id: str) -> None:
+        """Forget a member that ends."""
+        self._tables.members.pop(member_id, None)
+
+    async def acquire_shards(
+        self, owner: str, ttl_ms: int, most: int = SHARDS_MAX
+    ) -> dict[int, int]:
+        """Take up to `most` shards that are free or have expired."""
         now_ms = self._clock.monotonic_ms()
         taken: dict[int, int] = {}
         for shard, row in self._tables.shards.items():
+            if len(taken) == most:
+                break
             if row.owner is None or row.expires_at_ms <= now_ms:
                 taken[shard] = row.epoch + 1
-                self._tables.shards[shard] = ShardRow(row.epoch + 1, owner, now_ms + ttl_ms)
+                self._tables.shards[shard] = ShardRow(
+                    row.epoch + 1, owner, now_ms + ttl_ms, self._clock.now_ms()
+                )
         return taken
 
     async def renew_shards(self, owner: str, epochs: dict[int, int], ttl_ms: int) -> set[int]:
@@ -37,23 +69,76 @@ class MemoryShards:
         expires_at_ms = self._clock.monotonic_ms() + ttl_ms
         renewed = {shard for shard, epoch in epochs.items() if self._holds(owner, shard, epoch)}
         for shard in renewed:
-            self._tables.shards[shard] = ShardRow(epochs[shard], owner, expires_at_ms)
+            row = self._tables.shards[shard]
+            self._tables.shards[shard] = row._replace(expires_at_ms=expires_at_ms)
         return renewed
 
     async def release_shards(self, owner: str, epochs: dict[int, int]) -> None:
         """Give the shards back at once."""
         for shard, epoch in epochs.items():
             if self._holds(owner, shard, epoch):
-                self._tables.shards[shard] = ShardRow(epoch, None, 0)
+                self._tables.shards[shard] = FREE._replace(epoch=epoch)
 
-    async def owners(self) -> dict[int, str]:
+    async def shards_recovered(self, owner: str, epochs: dict[int, int]) -> None:
+        """Note that what runs in these shards is known."""
+        for shard, epoch in epochs.items():
+            if self._holds(owner, shard, epoch):
+                row = self._tables.shards[shard]
+                self._tables.shards[shard] = row._replace(recovered=True)
+
+    async def share_permits(
+        self, owner: str, asks: Sequence[PermitAsk], now_ms: int
+    ) -> tuple[list[Grant], bool]:
+        """Take and give back permits of queues."""
+        members = await self.members()
+        living = {member.id for member in members}
+        recovered = self._all_recovered(living)
+        all_share = all(member.shares for member in members)
+        grants: list[Grant] = []
+        for ask in asks:
+            queue = self._tables.queues.get(ask.queue)
+            shares = self._tables.permits.setdefault(ask.queue, {})
+            if recovered:
+                for dead in shares.keys() - living - {owner}:
+                    del shares[dead]
+            others = {name: share for name, share in shares.items() if name != owner}
+            limit = None if queue is None else queue.max_running
+            given = grant(owner, ask, limit, others, now_ms, may_grow=all_share and recovered)
+            shares[owner] = Share(given.permits, ask.wanted)
+            grants.append(given)
+        return grants, recovered
+
+    def _all_recovered(self, living: set[str]) -> bool:
+        now_ms = self._clock.monotonic_ms()
+        return all(
+            row.owner in living and row.expires_at_ms > now_ms and row.recovered
+            for row in self._tables.shards.values()
+        )
+
+    async def owners(self) -> dict[int, Owned]:
         """Return the current owner of each owned shard."""
         now_ms = self._clock.monotonic_ms()
         return {
-            shard: row.owner
+            shard: Owned(row.owner, row.since_ms)
             for shard, row in self._tables.shards.items()
             if row.owner is not None and row.expires_at_ms > now_ms
         }
+
+    async def hint(self, text: str) -> None:
+        """Tell every scheduler on this store."""
+        loop = asyncio.get_running_loop()
+        for heard in self._tables.listeners.values():
+            loop.call_soon(heard, text)
+
+    def on_hint(self, heard: Callable[[str], None]) -> Callable[[], None]:
+        """Have `heard` called with each hint from now on; return what ends that."""
+        listeners = self._tables.listeners
+        listeners[id(heard)] = heard
+
+        def end() -> None:
+            listeners.pop(id(heard), None)
+
+        return end
 
     async def put_key(self, key: ApiKey) -> None:
         """Insert or replace a key."""

@@ -17,7 +17,8 @@ from copy import copy
 from typing import NamedTuple
 
 from tickwheel.core.job import Cursor, DeadLetter, Job, NewJob, State, lane_name
-from tickwheel.core.ports import ApiKey
+from tickwheel.core.permits import Share
+from tickwheel.core.ports_cluster import ApiKey, Member
 from tickwheel.core.queue import Queue
 from tickwheel.core.schedule import Schedule
 
@@ -83,10 +84,19 @@ class KeyRow(NamedTuple):
 
 
 class ShardRow(NamedTuple):
-    """A shard's lease. `owner` None: free. `expires_at_ms` is monotonic."""
+    """A shard's lease. `owner` None: free. `expires_at_ms` is monotonic, `since_ms` wall time."""
 
     epoch: int
     owner: str | None
+    expires_at_ms: int
+    since_ms: int
+    recovered: bool = False
+
+
+class MemberRow(NamedTuple):
+    """A scheduler, and until when it is taken to live (monotonic)."""
+
+    member: Member
     expires_at_ms: int
 
 
@@ -101,7 +111,11 @@ class Tables:
         self.schedules: dict[str, Schedule] = {}
         self.schedule_shards: dict[str, int] = {}
         self.ticks: dict[str, dict[int, str]] = {}
-        self.shards = {shard: ShardRow(0, None, 0) for shard in range(shards)}
+        self.shards = {shard: ShardRow(0, None, 0, 0) for shard in range(shards)}
+        self.members: dict[str, MemberRow] = {}
+        self.permits: dict[str, dict[str, Share]] = {}
+        """Queue → scheduler → its permits."""
+        self.listeners: dict[int, Callable[[str], None]] = {}
         self.api_keys: dict[str, ApiKey] = {}
         self.audit_log: list[tuple[int, str, str, str]] = []
         self.aside: set[str] = set()

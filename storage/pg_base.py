@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Final, TypeVar
 
@@ -14,6 +15,7 @@ from . import pg_copy
 from .link import Link, Row
 from .partitions import Partitions
 from .pool import Pool, Work
+from .replica import Replica
 from .statements import Statements
 
 T = TypeVar("T")
@@ -33,6 +35,7 @@ class PgBase:
     _sql: Statements
     _partitions: Partitions
     _shards: int
+    _replica: Replica | None
     _seen_ms: int = 0
     """The latest time that a caller has told."""
 
@@ -66,6 +69,15 @@ class PgBase:
     async def _reading(self, work: Work[T]) -> T:
         """The same for work that writes nothing."""
         return await self._despite_drops(self._pool.read, work)
+
+    async def _reading_anywhere(self, work: Work[T]) -> T:
+        """The same, on the replica if there is one that has seen everything up to now."""
+        if self._replica is not None:
+            with suppress(asyncpg.UndefinedTableError):
+                answer = await self._replica.read(work)
+                if answer is not None:
+                    return answer[0]
+        return await self._reading(work)
 
     async def _despite_drops(self, run: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
         try:

@@ -50,7 +50,7 @@ class PgList(PgBase):
                 return page.found, page.place
             return page.found, None
 
-        return await self._reading(work)
+        return await self._reading_anywhere(work)
 
     async def _list(self, link: Link, name: str, page: _Page) -> bool:
         """Add what the partition has to the page; return whether the page ends here."""

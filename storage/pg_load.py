@@ -43,10 +43,17 @@ class PgLoad(PgBase):
     """`core.ports.JobStore`: load, running, find_started, count_waiting, find, get."""
 
     async def load(
-        self, lane: str, shards: Sequence[int], after: Cursor, until_ms: int, limit: int
+        self,
+        lane: str,
+        shards: Sequence[int],
+        after: Cursor,
+        until_ms: int,
+        limit: int,
+        *,
+        anywhere: bool = False,
     ) -> list[Waiting]:
         """Return the lane's next `scheduled` rows strictly after `after`, by (run_at, id)."""
-        rows = await self._page("load", lane, shards, after, until_ms, limit)
+        rows = await self._page("load", lane, shards, after, until_ms, limit, anywhere=anywhere)
         return [
             (
                 str(id_),
@@ -124,6 +131,8 @@ class PgLoad(PgBase):
         after: Cursor,
         until_ms: int,
         limit: int,
+        *,
+        anywhere: bool = False,
     ) -> list[Row]:
         if not shards or limit <= 0:
             return []
@@ -142,7 +151,7 @@ class PgLoad(PgBase):
             merged = heapq.merge(*filled, key=_KEY)
             return list(islice(merged, limit))
 
-        return await self._reading(work)
+        return await (self._reading_anywhere(work) if anywhere else self._reading(work))
 
     async def _page_of(
         self,

@@ -1,14 +1,22 @@
-"""Shard leases and API keys in Postgres. `core.ports` says what each method does.
+"""Members of the cluster, shard leases and API keys in Postgres. `core.ports` says what each does.
 
 A lease is a row with an epoch that grows with every change of owner; its time is the server's. An
 owner's session also holds an advisory lock named after it, for nothing but to be seen alive: whoever
 can take that lock knows that the session is gone, and need not wait for the lease to run out. The
 lock is tried for the length of a transaction, so that trying never leaves it held.
+
+The same session listens for hints. It is the one connection that is always there, and a hint that
+is missed while it is made again costs a second, till the next sweep.
 """
 
 from __future__ import annotations
 
-from tickwheel.core.ports import ApiKey
+from collections.abc import Callable, Sequence
+
+from tickwheel.core.hints import HINT_BYTES_MAX
+from tickwheel.core.ids import SHARDS_MAX
+from tickwheel.core.permits import Grant, PermitAsk, Share, grant
+from tickwheel.core.ports_cluster import ApiKey, Member, Owned
 
 from .link import Link, Row
 from .pg_base import PgBase
@@ -21,25 +29,43 @@ class PgShards(PgBase):
     """`core.ports.ShardStore` and `core.ports.KeyStore`."""
 
     _shard_pool: Pool
+    _on_hint: Callable[[str], None] | None = None
 
     async def shard_count(self) -> int:
         """Return the number of shards, fixed when the schema was made."""
         return self._shards
 
-    async def acquire_shards(self, owner: str, ttl_ms: int) -> dict[int, int]:
-        """Take every shard that is free, expired or orphaned: shard → epoch."""
+    async def join(self, member: Member, ttl_ms: int) -> list[Member]:
+        """Show life for a while; return who lives, the oldest first."""
+
+        async def work(link: Link) -> list[Member]:
+            await self._show_life(link, member.id)
+            async with link.transaction():
+                await link.fetch(self._sql("join"), *member, ttl_ms)
+                await link.fetch(self._sql("join_bury"), await self._gone(link, member.id))
+                return [Member(*row) for row in await link.fetch(self._sql("members"))]
+
+        return await self._shard_pool.run(work, attempts_max=RENEW_ATTEMPTS_MAX)
+
+    async def members(self) -> list[Member]:
+        """Return who lives, the oldest first."""
+        return [Member(*row) for row in await self._read("members")]
+
+    async def leave(self, member_id: str) -> None:
+        """Be counted no more."""
+        sql = self._sql("leave")
+        await self._shard_pool.run(lambda link: link.fetch(sql, member_id))
+
+    async def acquire_shards(
+        self, owner: str, ttl_ms: int, most: int = SHARDS_MAX
+    ) -> dict[int, int]:
+        """Take up to `most` shards that are free, expired or orphaned: shard → epoch."""
 
         async def work(link: Link) -> dict[int, int]:
             await self._show_life(link, owner)
             async with link.transaction():
-                gone: list[str] = []
-                for (other,) in await link.fetch(self._sql("shards_others"), owner):
-                    # This session's own locks would be granted to it again and prove nothing.
-                    if other not in link.alive and await link.value(
-                        self._sql("shards_is_gone"), other
-                    ):
-                        gone.append(other)
-                rows = await link.fetch(self._sql("acquire_shards"), owner, gone, ttl_ms)
+                gone = await self._gone(link, owner)
+                rows = await link.fetch(self._sql("acquire_shards"), owner, gone, ttl_ms, most)
                 if link.repeated:
                     rows = await link.fetch(self._sql("shards_of"), owner)
             return {row[0]: row[1] for row in rows}
@@ -63,9 +89,66 @@ class PgShards(PgBase):
         sql, mine = self._sql("release_shards"), (list(epochs), list(epochs.values()))
         await self._shard_pool.run(lambda link: link.fetch(sql, owner, *mine))
 
-    async def owners(self) -> dict[int, str]:
-        """Return the current owner of each owned shard."""
-        return {row[0]: row[1] for row in await self._read("owners")}
+    async def shards_recovered(self, owner: str, epochs: dict[int, int]) -> None:
+        """Note that what runs in these shards is known."""
+        await self._fetch("shards_recovered", owner, list(epochs), list(epochs.values()))
+
+    async def share_permits(
+        self, owner: str, asks: Sequence[PermitAsk], now_ms: int
+    ) -> tuple[list[Grant], bool]:
+        """Take and give back permits of queues; their rows are locked meanwhile."""
+        names = [ask.queue for ask in asks]
+
+        async def work(link: Link) -> tuple[list[Grant], bool]:
+            async with link.transaction():
+                locked = await link.fetch(self._sql("permits_lock"), names)
+                limits: dict[str, int | None] = {row[0]: row[1] for row in locked}
+                [(recovered, all_share)] = await link.fetch(self._sql("permits_state"))
+                if recovered:
+                    await link.fetch(self._sql("permits_bury"), names, owner)
+                others: dict[str, dict[str, Share]] = {}
+                for queue, *row in await link.fetch(self._sql("permits_others"), names, owner):
+                    others.setdefault(queue, {})[row[0]] = Share(*row[1:])
+                grants = [
+                    grant(
+                        owner,
+                        ask,
+                        limits.get(ask.queue),
+                        others.get(ask.queue, {}),
+                        now_ms,
+                        may_grow=all_share and recovered,
+                    )
+                    for ask in asks
+                ]
+                permits = [given.permits for given in grants]
+                wanted = [ask.wanted for ask in asks]
+                await link.fetch(self._sql("permits_put"), owner, names, permits, wanted)
+            return grants, recovered
+
+        return await self._pool.run(work)
+
+    async def owners(self) -> dict[int, Owned]:
+        """Return who owns each owned shard, and since when."""
+        return {row[0]: Owned(row[1], row[2]) for row in await self._read("owners")}
+
+    async def hint(self, text: str) -> None:
+        """Tell every other scheduler."""
+        if len(text) > HINT_BYTES_MAX:
+            raise ValueError(f"a hint has at most {HINT_BYTES_MAX} bytes")
+        await self._fetch("hint", text)
+
+    def on_hint(self, heard: Callable[[str], None]) -> Callable[[], None]:
+        """Have `heard` called with each hint from now on; return what ends that."""
+        self._on_hint = heard
+
+        def end() -> None:
+            self._on_hint = None
+
+        return end
+
+    def _heard(self, text: str) -> None:
+        if self._on_hint is not None:
+            self._on_hint(text)
 
     async def put_key(self, key: ApiKey) -> None:
         """Insert or replace a key."""
@@ -86,9 +169,21 @@ class PgShards(PgBase):
         """Append to the audit log."""
         await self._fetch("audit", now_ms, actor, action, target)
 
+    async def _gone(self, link: Link, owner: str) -> list[str]:
+        """Return the others whose session has ended; in a transaction."""
+        gone: list[str] = []
+        for (other,) in await link.fetch(self._sql("shards_others"), owner):
+            # This session's own locks would be granted to it again and prove nothing.
+            if other not in link.alive and await link.value(self._sql("shards_is_gone"), other):
+                gone.append(other)
+        return gone
+
     async def _show_life(self, link: Link, owner: str) -> None:
-        if owner not in link.alive and await link.value(self._sql("shards_life"), owner):
+        if owner in link.alive:
+            return
+        if await link.value(self._sql("shards_life"), owner):
             link.alive.add(owner)
+        await link.listen(f"tickwheel_{self._sql.schema}", self._heard)
 
 
 def _key(row: Row) -> ApiKey:

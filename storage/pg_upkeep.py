@@ -41,7 +41,7 @@ _DROP_ATTEMPTS_MAX: Final = 2
 
 
 class PgUpkeep(PgLoad):
-    """`core.ports.Store.maintain`."""
+    """`core.ports.Store`: `prepare` and `maintain`."""
 
     _ddl_pool: Pool
     _led_ms: int = 0
@@ -51,10 +51,14 @@ class PgUpkeep(PgLoad):
     _dead_retention_ms: int
     _tick_retention_ms: int
 
+    async def prepare(self, now_ms: int) -> int:
+        """Make the partitions of the coming days; return how many."""
+        return await self._partitions.ensure_ahead(now_ms)
+
     async def maintain(self, now_ms: int) -> dict[str, int]:
         """Do what is due; return how many `partitions_made`, `partitions_dropped`, `keys`, …."""
         self._seen_ms = max(self._seen_ms, now_ms)
-        counts = {"partitions_made": await self._partitions.ensure_ahead(now_ms)}
+        counts = {"partitions_made": await self.prepare(now_ms)}
         counts |= await self._retire(now_ms)
         counts["dead_letters"] = await self._delete_paged(
             self._sql("expire_letters"), now_ms - self._dead_retention_ms

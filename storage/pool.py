@@ -70,14 +70,20 @@ class Pool:
         *,
         statement_timeout_ms: int = 10_000,
         lock_timeout_ms: int = 0,
+        silence_seconds: float = SILENCE_SECONDS,
+        standby: bool = False,
     ) -> None:
-        """Connect to nothing yet. The pool waits for a connection as long as it takes."""
+        """Connect to nothing yet. The pool waits for a connection as long as it takes.
+
+        `standby`: the server takes no writes, and need not.
+        """
         self._dsn = dsn
         self._rng = rng
         self._sleep = sleep
         self._statement_timeout_ms = statement_timeout_ms
         self._lock_timeout_ms = lock_timeout_ms
-        self._deadline_seconds = statement_timeout_ms / 1000 + SILENCE_SECONDS
+        self._deadline_seconds = statement_timeout_ms / 1000 + silence_seconds
+        self._standby = standby
         self._idle: list[Link] = []
         self._turns = asyncio.Semaphore(size)
         self._generation = 0
@@ -186,7 +192,11 @@ class Pool:
         if self._closed:
             raise Unavailable("the store is closed")
         link = await connect(
-            self._dsn, self._generation, self._statement_timeout_ms, self._lock_timeout_ms
+            self._dsn,
+            self._generation,
+            self._statement_timeout_ms,
+            self._lock_timeout_ms,
+            standby=self._standby,
         )
         if link.timeline > self._timeline > 0:
             self.expire()

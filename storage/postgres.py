@@ -8,7 +8,9 @@ One file for each port, over a common base; SQL by name in `sql/`, the schema in
     pg_append    submissions                                     pg_path     claim, settle
     pg_load      lanes, and rows by id                           pg_edit     cancel, reschedule
     pg_list      lists                                           pg_queues   queues, dead letters
-    pg_schedules schedules and their ticks                       pg_shards   leases of shards; keys
+    pg_schedules schedules and their ticks                       pg_shards   schedulers, shards; keys
+    replica      loads and lists from a hot standby
+    transactional  submissions in the user's own transaction
 
 Connections: `pool_size` for everything; one of its own for the shard leases, whose renewal must not
 wait behind a load; one for DDL, with a short `lock_timeout`, so that it never makes others queue.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -40,7 +42,9 @@ from .pg_schedules import PgSchedules
 from .pg_shards import PgShards
 from .pg_upkeep import PgUpkeep
 from .pool import Pool, Sleep
+from .replica import SILENCE_SECONDS, STATEMENT_MS, Replica
 from .statements import Statements
+from .transactional import Connection, submit_job
 
 DDL_STATEMENT_MS: Final = 60_000
 DDL_LOCK_MS: Final = 200
@@ -62,10 +66,13 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
         retention_ms: int = 7 * DAY_MS,
         dead_retention_ms: int = 30 * DAY_MS,
         tick_retention_ms: int = 7 * DAY_MS,
+        replica_dsn: str | None = None,
         rng: random.Random | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         """Connect to nothing yet; ValueError for a bad schema name, width or number of shards.
+
+        `replica_dsn` leads to a hot standby, which takes loads and lists (`replica`).
 
         `shards` counts only when the schema is first made; `partition_ms` for new partitions.
         `rng` and `sleep` make and take the pauses: between retries, and of upkeep.
@@ -85,6 +92,18 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
             statement_timeout_ms=DDL_STATEMENT_MS,
             lock_timeout_ms=DDL_LOCK_MS,
         )
+        self._replica = None
+        if replica_dsn is not None:
+            standby = Pool(
+                replica_dsn,
+                pool_size,
+                rng,
+                sleep,
+                statement_timeout_ms=STATEMENT_MS,
+                silence_seconds=SILENCE_SECONDS,
+                standby=True,
+            )
+            self._replica = Replica(standby, self._pool)
         self._partitions = Partitions(self._ddl_pool, self._sql, partition_ms, retention_ms)
         self._shards = shards
         self._retention_ms = retention_ms
@@ -105,6 +124,15 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
         """Give everything back. Idempotent."""
         for pool in (self._pool, self._shard_pool, self._ddl_pool):
             await pool.close()
+        if self._replica is not None:
+            await self._replica.close()
+
+    async def submit(self, connection: Connection, task: str, *args: Any, **options: Any) -> str:
+        """Submit a job in the user's own transaction (`transactional.submit_job`); return its id.
+
+        The store needn't be open.
+        """
+        return await submit_job(connection, self._sql.schema, task, *args, **options)
 
     async def check(self) -> int:
         """Prove that a write would work now, by a row lock; return the wall time in epoch ms."""
@@ -113,4 +141,4 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
             now_ms: int = await link.value(self._sql("check"))
             return now_ms
 
-        return await self._pool.read(work, attempts_max=2)
+        return await self._shard_pool.read(work, attempts_max=2)

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background began us: what waits for Ctrl-C, here or in a child, would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

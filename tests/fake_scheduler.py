@@ -47,6 +47,13 @@ class FakeScheduler:
         self.poison: set[str] = set()
         """Ids of jobs, or names of tasks, whose item makes the whole request invalid."""
         self.directive = "run"
+        self.scheduler_id = "a-boot"
+        self.schedulers: list[dict[str, str]] = []
+        """All schedulers, as workers are told."""
+        self.delayed_seconds = 0.0
+        """How long answers to polls are said to have been on their way."""
+        self.moved: dict[str, str | None] = {}
+        """Jobs that another scheduler keeps, and which."""
         self._changed = threading.Condition()
         self._lose: Counter[str] = Counter()
         self._then: dict[str, tuple[int, str, float | None]] = {}
@@ -147,6 +154,14 @@ class FakeScheduler:
             for item in asked.body.get(kind, ())
         }
 
+    def gone(self) -> list[str]:
+        """Return the sessions that workers have called gone."""
+        return [each for asked in self.asked("report") for each in asked.body.get("gone", ())]
+
+    def kept(self) -> list[str]:
+        """Return the jobs of those sessions that workers say go on."""
+        return [each for asked in self.asked("report") for each in asked.body.get("kept", ())]
+
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait, without blocking the loop, until `condition()` is true after some request."""
         await asyncio.to_thread(self.wait_until, condition)
@@ -235,22 +250,33 @@ class FakeScheduler:
     async def _register(self, asked: Asked) -> dict[str, Any]:
         worker_id = f"worker-{next(self._ids)}"
         self._workers[worker_id] = _Worker(asked.body["queues"])
-        return {"worker_id": worker_id}
+        return {
+            "worker_id": worker_id,
+            "scheduler_id": self.scheduler_id,
+            "schedulers": self.schedulers,
+        }
 
     async def _poll(self, asked: Asked) -> dict[str, Any]:
         seq = asked.body["seq"]
         worker = self._workers[asked.worker_id]
-        if seq in worker.polls:
-            return worker.polls[seq]
-        end = self._loop.time() + asked.body["wait_seconds"]
+        came_at = self._loop.time()
+        end = came_at + asked.body["wait_seconds"]
         while True:
             if self._workers.get(asked.worker_id) is not worker:
                 return _UNKNOWN
+            if seq in worker.polls:  # maybe by an earlier call, whose caller has hung up
+                return {**worker.polls[seq], "waited_seconds": 0.0}
             jobs = self._take(asked.body["slots"])
             cancels, self._cancels = self._cancels, []
             left = end - self._loop.time()
             if jobs or cancels or left <= 0:
-                worker.polls = {seq: {"jobs": jobs, "cancel": cancels}}
+                answer = {
+                    "jobs": jobs,
+                    "cancel": cancels,
+                    "waited_seconds": self._loop.time() - came_at - self.delayed_seconds,
+                    "schedulers": self.schedulers,
+                }
+                worker.polls = {seq: answer}
                 return worker.polls[seq]
             self._wake.clear()
             try:
@@ -278,8 +304,11 @@ class FakeScheduler:
         if any(item["job_id"] in self.poison for item in items):
             return _INVALID
         cancels, self._cancels = self._cancels, []
+        running = [item["job_id"] for item in asked.body.get("running", ())]
         results = [
-            {
+            {"job_id": item["job_id"], "status": "moved", "owner": self.moved[item["job_id"]]}
+            if item["job_id"] in self.moved and item["job_id"] in running
+            else {
                 "job_id": item["job_id"],
                 "status": "stale" if item["job_id"] in self.stale else "ok",
             }

@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from pytest_benchmark.utils import get_machine_id
 
+from tickwheel.core.ports_cluster import Member
 from tickwheel.storage import EmbeddedPostgres, PostgresStore
 
 from . import compare
@@ -100,6 +101,7 @@ def store(run: Run) -> Iterator[PostgresStore]:
         store = PostgresStore(run(server.start()))
         try:
             run(store.open())
+            run(store.join(Member("bench", "", 0), 3_600_000))
             yield store
             run(store.close())
         finally:

@@ -24,8 +24,7 @@ BATCH = 500
 
 def _residents() -> Residents:
     residents = Residents(LeaseTable(NOW_MS), NOW_MS - 1)
-    for shard in range(SHARDS):
-        residents.own(shard, 1, NOW_MS - 1)
+    residents.own(dict.fromkeys(range(SHARDS), 1), NOW_MS - 1)
     return residents
 
 

@@ -6,7 +6,8 @@ error, reason
 
 -- name: claim
 -- An array that is NULL stands for the usual value in every row: run_at = scheduled_at, token 0, and
--- the first worker.
+-- the first worker. The lock makes whoever counts a scheduler out wait for its claims under way, and
+-- what it sends later claims nothing.
 UPDATE {partition} j
 SET state = 'running',
     attempt = j.attempt + 1,
@@ -22,6 +23,7 @@ WHERE j.scheduled_at = a.scheduled_at
     AND j.run_at = coalesce(a.run_at, a.scheduled_at)
     AND j.fencing_token = coalesce(a.fencing_token, 0)
     AND (j.expires_at IS NULL OR j.expires_at > $9)
+    AND EXISTS (SELECT FROM {schema}.schedulers s WHERE s.id = $8::text FOR KEY SHARE)
 RETURNING a.place - 1, j.fencing_token, j.task, j.args, j.options, j.attempt, j.failures,
     j.lost_leases, j.releases, j.max_attempts;
 

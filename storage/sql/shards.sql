@@ -2,22 +2,43 @@
 SELECT pg_try_advisory_lock(hashtextextended('tickwheel owner {schema} ' || $1, 0));
 
 -- name: shards_others
-SELECT DISTINCT owner FROM {schema}.shards
-WHERE owner <> $1 AND expires_at > clock_timestamp();
+SELECT owner FROM {schema}.shards WHERE owner <> $1 AND expires_at > clock_timestamp()
+UNION
+SELECT id FROM {schema}.schedulers WHERE id <> $1 AND expires_at > clock_timestamp();
 
 -- name: shards_is_gone
 SELECT pg_try_advisory_xact_lock(hashtextextended('tickwheel owner {schema} ' || $1, 0));
+
+-- name: join
+INSERT INTO {schema}.schedulers (id, url, started_at, shares, expires_at)
+VALUES ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 millisecond')
+ON CONFLICT (id) DO UPDATE
+    SET shares = excluded.shares, expires_at = excluded.expires_at;
+
+-- name: join_bury
+DELETE FROM {schema}.schedulers WHERE id = ANY($1) OR expires_at <= clock_timestamp();
+
+-- name: members
+SELECT id, url, started_at, shares FROM {schema}.schedulers
+WHERE expires_at > clock_timestamp()
+ORDER BY started_at, id COLLATE "C";
+
+-- name: leave
+DELETE FROM {schema}.schedulers WHERE id = $1;
 
 -- name: acquire_shards
 WITH free AS MATERIALIZED (
     SELECT shard FROM {schema}.shards
     WHERE owner IS NULL OR expires_at <= clock_timestamp() OR owner = ANY($2)
     ORDER BY shard
+    LIMIT $4
     FOR UPDATE
 )
 UPDATE {schema}.shards s
 SET epoch = s.epoch + 1,
     owner = $1,
+    owned_since = clock_timestamp(),
+    recovered = false,
     expires_at = clock_timestamp() + $3 * interval '1 millisecond'
 FROM free
 WHERE s.shard = free.shard
@@ -36,13 +57,57 @@ RETURNING s.shard;
 
 -- name: release_shards
 UPDATE {schema}.shards s
-SET owner = NULL, expires_at = '-infinity'
+SET owner = NULL, owned_since = NULL, expires_at = '-infinity'
 FROM unnest($2::smallint[], $3::bigint[]) AS mine (shard, epoch)
 WHERE s.shard = mine.shard AND s.epoch = mine.epoch AND s.owner = $1;
 
+-- name: shards_recovered
+UPDATE {schema}.shards s
+SET recovered = true
+FROM unnest($2::smallint[], $3::bigint[]) AS mine (shard, epoch)
+WHERE s.shard = mine.shard AND s.epoch = mine.epoch AND s.owner = $1;
+
+-- name: permits_lock
+SELECT name, max_running FROM {schema}.queues
+WHERE name = ANY($1)
+ORDER BY name COLLATE "C"
+FOR NO KEY UPDATE;
+
+-- name: permits_state
+SELECT
+    NOT EXISTS (
+        SELECT FROM {schema}.shards h
+        WHERE h.expires_at <= clock_timestamp() OR NOT h.recovered OR NOT EXISTS (
+            SELECT FROM {schema}.schedulers s
+            WHERE s.id = h.owner AND s.expires_at > clock_timestamp()
+        )
+    ),
+    NOT EXISTS (
+        SELECT FROM {schema}.schedulers WHERE expires_at > clock_timestamp() AND NOT shares
+    );
+
+-- name: permits_bury
+DELETE FROM {schema}.queue_permits p
+WHERE p.queue = ANY($1) AND p.owner <> $2 AND NOT EXISTS (
+    SELECT FROM {schema}.schedulers s WHERE s.id = p.owner AND s.expires_at > clock_timestamp()
+);
+
+-- name: permits_others
+SELECT queue, owner, permits, wanted FROM {schema}.queue_permits
+WHERE queue = ANY($1) AND owner <> $2;
+
+-- name: permits_put
+INSERT INTO {schema}.queue_permits (queue, owner, permits, wanted)
+SELECT queue, $1, permits, wanted
+FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS new (queue, permits, wanted)
+ON CONFLICT (queue, owner) DO UPDATE SET permits = excluded.permits, wanted = excluded.wanted;
+
 -- name: owners
-SELECT shard, owner FROM {schema}.shards
+SELECT shard, owner, owned_since FROM {schema}.shards
 WHERE owner IS NOT NULL AND expires_at > clock_timestamp();
+
+-- name: hint
+SELECT pg_notify('tickwheel_{schema}', $1);
 
 -- name: key_columns
 id, digest, name, scopes, queues, created_at, expires_at, revoked_at

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
-from conformance.rows import SHARDS
+from conformance.rows import SHARDS, enroll
 
 from tickwheel.core.ports import Store
 from tickwheel.storage import MemoryStore
@@ -38,7 +38,9 @@ def new_store(
 
 @pytest.fixture
 def store(new_store: Callable[[], Store], runner: asyncio.Runner) -> Iterator[Store]:
-    yield from _opened(new_store(), runner)
+    for store in _opened(new_store(), runner):
+        runner.run(enroll(store))
+        yield store
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from tickwheel.core.job import (
     Waiting,
 )
 from tickwheel.core.ports import Store
+from tickwheel.core.ports_cluster import Member
+from tickwheel.storage import PostgresStore
 
 SECOND = 1_000
 HOUR = 3_600_000
@@ -38,6 +40,7 @@ FAR = NOW + 3 * 365 * DAY
 SHARDS = range(8)
 LANE = "5/default"
 OWNER = "boot-a"
+MEMBERS = (OWNER, "boot-b")
 ANY = JobFilter()
 _RNG = random.Random(20260101)
 
@@ -206,6 +209,21 @@ async def listed(store: Store, where: JobFilter = ANY, limit: int = 100) -> list
         if after is None:
             return jobs
     raise AssertionError("the list has no end")
+
+
+async def enroll(store: Store, *names: str) -> None:
+    """Make them members (`MEMBERS` by default), as whom claims can be made; nobody shows their life."""
+    for name in names or MEMBERS:
+        member = Member(name, "", 0)
+        if isinstance(store, PostgresStore):
+            await store._fetch("join", *member, HOUR)
+        else:
+            await store.join(member, HOUR)
+
+
+async def owners(store: Store) -> dict[int, str]:
+    """Return who owns each shard."""
+    return {shard: owned.owner for shard, owned in (await store.owners()).items()}
 
 
 async def eventually(answer: Callable[[], Awaitable[bool]]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from conformance.rows import DAY, NOW
 
-from tickwheel.core.ports import ApiKey, Store
+from tickwheel.core.ports import Store
+from tickwheel.core.ports_cluster import ApiKey
 
 FULL = ApiKey(
     id="k1",

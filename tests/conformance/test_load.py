@@ -12,6 +12,7 @@ from conformance.rows import (
     add,
     claim,
     claim_all,
+    enroll,
     load,
     loaded_ids,
     new_job,
@@ -169,6 +170,7 @@ async def test_running_tells_all_that_adopting_a_lease_takes(store: Store) -> No
         shard=4, schedule_id="nightly", expires_at_ms=NOW + HOUR, options=b'{"timeout_seconds":5}'
     )
     await add(store, job)
+    await enroll(store, "boot-z")
     [claimed] = await claim_all(store, [job], worker_id="worker-9", owner="boot-z", now_ms=NOW + 7)
     assert claimed is not None
     rows, _ = await store.running(LANE, SHARDS, CURSOR_START, NOW + DAY, 10)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from conformance.rows import SHARDS, eventually
+from conformance.rows import SHARDS, eventually, owners
 
+from tickwheel.core import Queue
+from tickwheel.core.permits import PermitAsk
 from tickwheel.core.ports import Store
+from tickwheel.core.ports_cluster import Member
 
 TTL = 60_000
 SOON = 50
@@ -16,17 +19,17 @@ async def test_the_first_owner_takes_every_shard(store: Store) -> None:
     assert await store.shard_count() == len(SHARDS)
     epochs = await store.acquire_shards("a", TTL)
     assert sorted(epochs) == list(SHARDS)
-    assert await store.owners() == dict.fromkeys(SHARDS, "a")
+    assert await owners(store) == dict.fromkeys(SHARDS, "a")
 
 
 async def test_before_anybody_came_nobody_owns_anything(store: Store) -> None:
-    assert await store.owners() == {}
+    assert await owners(store) == {}
 
 
 async def test_a_second_owner_gets_nothing_while_the_first_lives(store: Store, peer: Store) -> None:
     await store.acquire_shards("a", TTL)
     assert await peer.acquire_shards("b", TTL) == {}
-    assert await peer.owners() == dict.fromkeys(SHARDS, "a")
+    assert await owners(peer) == dict.fromkeys(SHARDS, "a")
 
 
 async def test_an_owner_does_not_take_again_what_it_holds(store: Store) -> None:
@@ -45,11 +48,11 @@ async def test_released_shards_are_free_at_once_and_their_epoch_grows(
     first = await store.acquire_shards("a", TTL)
     given = {shard: first[shard] for shard in (1, 4)}
     await store.release_shards("a", given)
-    assert sorted(await store.owners()) == [0, 2, 3, 5, 6, 7]
+    assert sorted(await owners(store)) == [0, 2, 3, 5, 6, 7]
     second = await peer.acquire_shards("b", TTL)
     assert sorted(second) == [1, 4]
     assert all(second[shard] > first[shard] for shard in second)
-    assert {shard for shard, owner in (await store.owners()).items() if owner == "b"} == {1, 4}
+    assert {shard for shard, owner in (await owners(store)).items() if owner == "b"} == {1, 4}
     assert await store.renew_shards("a", first, TTL) == set(SHARDS) - {1, 4}
 
 
@@ -64,14 +67,14 @@ async def test_expired_shards_go_to_the_next_owner(store: Store, peer: Store) ->
     await eventually(taken)
     assert all(second[shard] > first[shard] for shard in SHARDS)
     assert await store.renew_shards("a", first, TTL) == set()
-    assert await store.owners() == dict.fromkeys(SHARDS, "b")
+    assert await owners(store) == dict.fromkeys(SHARDS, "b")
 
 
 async def test_an_expired_lease_has_no_owner(store: Store) -> None:
     await store.acquire_shards("a", SOON)
 
     async def nobody() -> bool:
-        return await store.owners() == {}
+        return await owners(store) == {}
 
     await eventually(nobody)
 
@@ -126,8 +129,7 @@ async def test_of_two_that_race_each_shard_goes_to_one(store: Store, peer: Store
     )
     assert not ours.keys() & theirs.keys()
     assert sorted([*ours, *theirs]) == list(SHARDS)
-    owners = dict.fromkeys(ours, "a") | dict.fromkeys(theirs, "b")
-    assert await store.owners() == owners
+    assert await owners(store) == dict.fromkeys(ours, "a") | dict.fromkeys(theirs, "b")
 
 
 async def test_an_owner_that_is_gone_leaves_its_shards_to_the_next(
@@ -143,3 +145,27 @@ async def test_an_owner_that_is_gone_leaves_its_shards_to_the_next(
 
     await eventually(taken)
     assert all(second[shard] > first[shard] for shard in SHARDS)
+
+
+async def test_the_permits_of_who_left_count_until_its_shards_are_recovered(
+    store: Store, peer: Store
+) -> None:
+    await store.put_queue(Queue("q", max_running=5))
+    for member in await store.members():
+        await store.leave(member.id)
+    await store.join(Member("first", "", 0, shares=True), TTL)
+    await peer.join(Member("second", "", 0, shares=True), TTL)
+    shards = await store.acquire_shards("first", TTL, len(SHARDS))
+    hungry = PermitAsk("q", 0, 9)
+    assert await store.share_permits("first", [hungry], 0) == ([(0, 5, 0)], False)
+    await store.shards_recovered("first", shards)
+    assert await store.share_permits("first", [hungry], 0) == ([(5, 5, 5)], True)
+    await store.leave("first")
+    _, recovered = await peer.share_permits("second", [hungry], 0)
+    assert not recovered
+    await store.release_shards("first", shards)
+    shards = await peer.acquire_shards("second", TTL, len(SHARDS))
+    [given], recovered = await peer.share_permits("second", [hungry], 0)
+    assert (given.permits, recovered) == (0, False)
+    await peer.shards_recovered("second", shards)
+    assert await peer.share_permits("second", [hungry], 0) == ([(5, 5, 5)], True)

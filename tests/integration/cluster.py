@@ -9,14 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from tickwheel.client import Client
+from tickwheel.client.errors import ClientError
 
 _READY_SECONDS_MAX = 60.0
 
@@ -42,11 +46,12 @@ class Cluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def server(self) -> subprocess.Popen[bytes]:
-        """Start a server and wait until it is ready."""
-        options = ["--port", str(self.port), "--dsn", self.dsn, "--schema", self.schema]
+    async def server(self, port: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a server, on the house's port or another, and wait until it is ready."""
+        port = port or self.port
+        options = ["--port", str(port), "--dsn", self.dsn, "--schema", self.schema]
         process = self._start(["serve", *options], {})
-        await self.ready(process)
+        await self.ready(process, f"http://127.0.0.1:{port}")
         return process
 
     def worker(self) -> subprocess.Popen[bytes]:
@@ -57,13 +62,13 @@ class Cluster:
         environment = {"LEDGER": str(ledger), "PYTHONPATH": path}
         return self._start(["worker", "ledger_worker:worker", "--url", self.url], environment)
 
-    async def ready(self, process: subprocess.Popen[bytes]) -> None:
+    async def ready(self, process: subprocess.Popen[bytes], url: str | None = None) -> None:
         """Wait until the server answers that it makes progress."""
         async with asyncio.timeout(_READY_SECONDS_MAX), aiohttp.ClientSession() as session:
             while True:
                 assert process.poll() is None, f"the server ended with {process.returncode}"
                 try:
-                    async with session.get(f"{self.url}/readyz") as answer:
+                    async with session.get(f"{url or self.url}/readyz") as answer:
                         if answer.status == 200:
                             return
                 except aiohttp.ClientConnectionError:
@@ -128,3 +133,40 @@ async def cluster(dsn: str, schema: str, folder: Path) -> AsyncIterator[Cluster]
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 kill(process)
+
+
+async def submit_steadily(
+    urls: Sequence[str],
+    acknowledged: list[str],
+    jobs: int,
+    spread_seconds: float,
+    retries: int = 0,
+) -> None:
+    """Submit jobs at a steady rate, to any scheduler, each until it is acknowledged.
+
+    They are due within the next two seconds, and run for 50 ms. `retries` are the client's own.
+    """
+    clients = [Client(url, timeout_seconds=5.0, retries=retries) for url in urls]
+
+    async def one(index: int) -> None:
+        turn = index
+        while True:
+            try:
+                job = await clients[turn % len(clients)].submit(
+                    "note", {"seconds": 0.05}, delay=index % 20 / 10, idempotency_key=f"job-{index}"
+                )
+            except ClientError:
+                turn += 1
+                await asyncio.sleep(0.05)
+                continue
+            acknowledged.append(job["id"])
+            return
+
+    started = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for index in range(jobs):
+            due = started + index * spread_seconds / jobs
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            group.create_task(one(index))
+    for client in clients:
+        await client.close()

@@ -12,7 +12,8 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from tickwheel.core.ports import ApiKey, Store
+from tickwheel.core.ports import Store
+from tickwheel.core.ports_cluster import ApiKey
 from tickwheel.core.scheduler import Scheduler
 from tickwheel.core.settings import Settings
 from tickwheel.server.app import build_app, make_runner

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+from conformance.rows import enroll
 
 from tickwheel.storage import PostgresStore
 
@@ -24,6 +25,7 @@ def opened(
 ) -> Iterator[PostgresStore]:
     store = PostgresStore(dsn, schema=schema, **{"pool_size": 4, "shards": 8} | settings)
     runner.run(store.open())
+    runner.run(enroll(store))
     try:
         yield store
     finally:

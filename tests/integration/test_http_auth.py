@@ -9,7 +9,7 @@ from integration.http_house import House, house
 
 from tickwheel.core.clock import SystemClock
 from tickwheel.core.errors import NotFound
-from tickwheel.core.ports import ApiKey
+from tickwheel.core.ports_cluster import ApiKey
 from tickwheel.server.auth import CACHE_MS, Auth, Principal, new_key, token_digest
 from tickwheel.server.problems import Unauthorized
 from tickwheel.server.routes import ROUTES, Route

@@ -109,7 +109,7 @@ def test_a_waiting_poll_does_not_hold_up_the_stop_and_gets_its_answer() -> None:
             process.send_signal(signal.SIGTERM)
             answered = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answered.startswith(b"HTTP/1.1 200 ")
-        assert answered.endswith(b'{"jobs":[],"cancel":[]}')
+        assert answered.endswith(b'{"jobs":[],"cancel":[],"waited_seconds":0.0}')
         assert process.wait(DEADLINE_SECONDS) == 0
 
 

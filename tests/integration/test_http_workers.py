@@ -99,7 +99,7 @@ async def test_a_poll_with_no_job_ends_with_its_wait() -> None:
             reply = await h.call(
                 "POST", f"/v1/workers/{worker}/poll", {**body, "wait_seconds": 0.01}
             )
-            assert reply.body == {"jobs": [], "cancel": []}
+            assert reply.body == {"jobs": [], "cancel": [], "waited_seconds": 0.0}
 
 
 async def test_jobs_of_an_answer_that_cannot_be_written_go_to_another(

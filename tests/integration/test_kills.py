@@ -6,47 +6,17 @@ import asyncio
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
-from integration.cluster import Cluster, cluster, kill
+from integration.cluster import Cluster, cluster, kill, submit_steadily
 
 from tickwheel.client import Client
-from tickwheel.client.errors import ClientError
 from tickwheel.storage import EmbeddedPostgres
 
 _JOBS = 1_500
 _SPREAD_SECONDS = 4.0
-
-
-async def _submit(house: Cluster, acknowledged: list[str]) -> None:
-    """Submit single jobs, each until it is acknowledged, due within the next moments."""
-    async with Client(house.url, timeout_seconds=5.0, retries=4) as client:
-
-        async def one(index: int) -> None:
-            key = f"job-{index}"
-            while True:
-                try:
-                    job = await client.submit(
-                        "note",
-                        {"seconds": 0.05},
-                        delay=index % 10 / 10,
-                        idempotency_key=key,
-                    )
-                except ClientError:
-                    continue
-                acknowledged.append(job["id"])
-                return
-
-        started = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for index in range(_JOBS):
-                await asyncio.sleep(
-                    max(0.0, started + index * _SPREAD_SECONDS / _JOBS - time.monotonic())
-                )
-                group.create_task(one(index))
 
 
 async def _survive(
@@ -55,7 +25,9 @@ async def _survive(
     async with Client(house.url) as client:
         await client.queues.put("default", {"lease_seconds": lease_seconds})
     acknowledged: list[str] = []
-    submitting = asyncio.create_task(_submit(house, acknowledged))
+    submitting = asyncio.create_task(
+        submit_steadily([house.url], acknowledged, _JOBS, _SPREAD_SECONDS, retries=4)
+    )
     await asyncio.sleep(_SPREAD_SECONDS / 3)
     await disaster()
     await submitting

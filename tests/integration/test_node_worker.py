@@ -23,7 +23,7 @@ async def node_worker(url: str, *queues: str) -> AsyncIterator[asyncio.subproces
     """Run the example; kill it at the end if it still runs."""
     node = shutil.which("node")
     if node is None:
-        pytest.fail("this test runs examples/worker.mjs: install Node 18 or newer (`make node`)")
+        pytest.fail("this test runs examples/worker.mjs: install Node 18 or newer (`make tools`)")
     worker = await asyncio.create_subprocess_exec(
         node, str(EXAMPLE), url, *queues, stdout=asyncio.subprocess.PIPE
     )

@@ -16,6 +16,7 @@ from conformance.rows import (
     claim_all,
     end_of,
     ending_of,
+    enroll,
     eventually,
     key,
     kill,
@@ -226,6 +227,7 @@ async def test_a_connection_cut_at_any_exchange_changes_no_answer(
     for nth in range(1, EXCHANGES_MAX):
         store = PostgresStore(postgres_dsn, schema=schema, pool_size=1, shards=8, sleep=no_pause)
         await store.open()
+        await enroll(store)
         await query(postgres_dsn, truncate(schema))
         cut = Cut(nth, carried_out=carried_out)
         with cut.installed():

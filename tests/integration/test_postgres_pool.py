@@ -17,6 +17,7 @@ from conformance.rows import (
     NOW,
     add,
     claim,
+    enroll,
     eventually,
     new_job,
 )
@@ -48,9 +49,10 @@ async def test_a_server_that_falls_silent_is_hung_up_on(
     monkeypatch.setattr(pool_module, "SILENCE_SECONDS", -9.0)
     store = PostgresStore(postgres_dsn, schema=new_schema(), pool_size=1, sleep=no_pause)
     await store.open()
+    await enroll(store)
     job = new_job()
     await add(store, job)
-    pid = await pid_of(store)
+    pid = await pid_of(store._pool)
     os.kill(pid, signal.SIGSTOP)
     try:
         claimed = await claim(store, job)
@@ -83,7 +85,7 @@ async def test_a_server_that_takes_no_writes_fails_the_check(
     store: PostgresStore, postgres_dsn: str
 ) -> None:
     await store.check()
-    session = await pid_of(store)
+    session = await pid_of(store._shard_pool)
     admin = await asyncpg.connect(
         postgres_dsn, server_settings={"default_transaction_read_only": "off"}
     )
@@ -103,11 +105,34 @@ async def test_a_server_that_takes_no_writes_fails_the_check(
     assert await store.check() > NOW
     await add(store, new_job())
     # It may have been another server by now: nobody stays with the one that refused.
-    assert await pid_of(store) != session
+    assert await pid_of(store._shard_pool) != session
 
 
-async def pid_of(store: PostgresStore) -> int:
-    pid: int = await store._pool.run(lambda link: link.value("SELECT pg_backend_pid()"))
+async def test_the_check_of_writes_does_not_wait_for_connections_that_are_busy(
+    postgres_dsn: str, schema: str
+) -> None:
+    """Shards are renewed after it, and long lists must not cost a scheduler its shards."""
+    store = PostgresStore(postgres_dsn, schema=schema, pool_size=1)
+    await store.open()
+    busy, over = asyncio.Event(), asyncio.Event()
+
+    async def list_for_long(_: Link) -> None:
+        busy.set()
+        await over.wait()
+
+    listing = asyncio.create_task(store._pool.run(list_for_long))
+    try:
+        await busy.wait()
+        async with asyncio.timeout(10):
+            assert await store.check() > NOW
+    finally:
+        over.set()
+        await listing
+        await store.close()
+
+
+async def pid_of(pool: pool_module.Pool) -> int:
+    pid: int = await pool.run(lambda link: link.value("SELECT pg_backend_pid()"))
     return pid
 
 
@@ -159,14 +184,15 @@ async def test_a_new_timeline_raises_tokens_and_drops_older_connections(
 ) -> None:
     timeline = 1
 
-    async def promoted(*args: Any) -> Any:
-        link = await connect(*args)
+    async def promoted(*args: Any, standby: bool = False) -> Any:
+        link = await connect(*args, standby=standby)
         link.timeline = timeline
         return link
 
     monkeypatch.setattr("tickwheel.storage.pool.connect", promoted)
     store = PostgresStore(postgres_dsn, schema=new_schema(), pool_size=2, sleep=no_pause)
     await store.open()
+    await enroll(store)
     before, after = new_job(), new_job()
     await add(store, before, after)
     assert (await claim(store, before)).fencing_token == (1 << 32) + 1

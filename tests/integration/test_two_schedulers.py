@@ -1,4 +1,4 @@
-"""Two schedulers on one Postgres: one works, the other takes submissions and stands by."""
+"""Two schedulers on one Postgres, embedded: they share the shards, and one outlives the other."""
 
 from __future__ import annotations
 
@@ -31,21 +31,31 @@ def _scheduler(dsn: str, schema: str, runs: list[tuple[str, int]]) -> Scheduler:
     return scheduler
 
 
-async def test_what_the_standby_takes_is_run_by_the_owner(postgres_dsn: str) -> None:
+async def test_what_both_take_is_run_once_and_either_can_tell_of_it(postgres_dsn: str) -> None:
     first: list[tuple[str, int]] = []
     second: list[tuple[str, int]] = []
     async with (
-        _scheduler(postgres_dsn, "two_submit", first) as owner,
-        _scheduler(postgres_dsn, "two_submit", second) as standby,
+        _scheduler(postgres_dsn, "two_submit", first) as one,
+        _scheduler(postgres_dsn, "two_submit", second) as other,
     ):
-        assert owner.not_ready() is None
-        assert "standing by" in (standby.not_ready() or "")
-        submitted = await standby.jobs.submit([JobSpec("note") for _ in range(20)])
-        for each in submitted:
-            job = await standby.jobs.wait(each.id, 15_000)
-            assert job.state is State.SUCCEEDED
-        assert {job_id for job_id, _ in first} == {each.id for each in submitted}
-        assert second == []
+
+        async def share() -> bool:
+            return len(one._kernel.residents.shards) == len(other._kernel.residents.shards) == 32
+
+        await _until(share)
+        assert one.not_ready() is None
+        assert other.not_ready() is None
+        submitted: set[str] = set()
+        for taker, teller in ((one, other), (other, one)):
+            taken = await taker.jobs.submit([JobSpec("note") for _ in range(50)])
+            for each in taken:
+                job = await teller.jobs.wait(each.id, 15_000)
+                assert job.state is State.SUCCEEDED
+                submitted.add(each.id)
+        assert {job_id for job_id, _ in [*first, *second]} == submitted
+        assert len(first) + len(second) == 100
+        assert first
+        assert second
 
 
 async def test_an_occurrence_has_one_job_whoever_is_there(postgres_dsn: str) -> None:
@@ -54,10 +64,10 @@ async def test_an_occurrence_has_one_job_whoever_is_there(postgres_dsn: str) -> 
     schema = "two_schedules"
     connection = await asyncpg.connect(postgres_dsn)
     try:
-        async with _scheduler(postgres_dsn, schema, second) as standby:
+        async with _scheduler(postgres_dsn, schema, second) as other:
             async with _scheduler(postgres_dsn, schema, first) as owner:
                 await owner.schedule("each-second", interval=1.0, task="note", overlap="allow")
-                await standby.schedule("each-second", interval=1.0, task="note", overlap="allow")
+                await other.schedule("each-second", interval=1.0, task="note", overlap="allow")
 
                 async def has_run() -> bool:
                     return len(first) + len(second) >= 3
@@ -65,7 +75,7 @@ async def test_an_occurrence_has_one_job_whoever_is_there(postgres_dsn: str) -> 
                 await _until(has_run)
 
             async def taken_over() -> bool:
-                return standby.not_ready() is None
+                return other.not_ready() is None
 
             await _until(taken_over)
             before = len(first) + len(second)

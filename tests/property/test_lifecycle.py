@@ -21,6 +21,7 @@ from tickwheel.core.lifecycle import (
     settle_outcome,
     settle_released,
 )
+from tickwheel.core.ports_cluster import Member
 from tickwheel.core.protocol import Kind, Outcome
 from tickwheel.core.queue import Queue
 from tickwheel.core.settings import Settings
@@ -48,6 +49,7 @@ class Life(RuleBasedStateMachine):
     @initialize(max_attempts=st.integers(1, 4), on_lost=st.sampled_from(["retry", "dead"]))
     def submit(self, max_attempts: int, on_lost: Any) -> None:
         self.store = MemoryStore(1)
+        now(self.store.join(Member("owner", "", 0), 1 << 60))
         self.rng = random.Random(1)
         self.now_ms = START
         self.id = mint(START, 0, self.rng)

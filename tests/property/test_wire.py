@@ -257,8 +257,8 @@ def test_a_poll_is_answered_as_an_encoder_would(
                 "headers": said,
             }
         )
-    answer = wire_workers.poll_answer(PollAnswer(leases, cancel))
-    assert answer == orjson.dumps({"jobs": rows, "cancel": cancel})
+    answer = wire_workers.poll_answer(PollAnswer(leases, cancel, 1_234))
+    assert answer == orjson.dumps({"jobs": rows, "cancel": cancel, "waited_seconds": 1.234})
 
 
 @given(st.lists(st.tuples(AT_MS, st.integers(0, 4_095), st.booleans()), max_size=6))

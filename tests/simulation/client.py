@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 
 from simulation.faults import Shape
@@ -39,7 +39,7 @@ class SimClient:
     def __init__(
         self,
         name: str,
-        network: Network,
+        networks: Sequence[Network],
         ledger: Ledger,
         trace: Trace,
         clock: Clock,
@@ -47,7 +47,7 @@ class SimClient:
         rng: random.Random,
     ) -> None:
         self._name = name
-        self._network = network
+        self._networks = networks
         self._ledger = ledger
         self._trace = trace
         self._clock = clock
@@ -88,7 +88,7 @@ class SimClient:
     async def _call(self, serve: Serve[object], *, tries: int = 1) -> None:
         for _ in range(tries):
             try:
-                await self._network.call(serve, _TIMEOUT_SECONDS)
+                await self._rng.choice(self._networks).call(serve, _TIMEOUT_SECONDS)
             except (NotFound, Conflict):
                 return
             except (Lost, TickwheelError):
@@ -192,7 +192,8 @@ class SimClient:
         async def serve(scheduler: Scheduler) -> None:
             resumes = self._ledger.resumes(queue)
             await scheduler.queues.pause(queue)
-            self._ledger.paused(queue, resumes)
+            if len(self._networks) == 1:  # others hear of it within a second
+                self._ledger.paused(queue, resumes)
             self._trace.note(f"paused {queue}")
 
         await self._call(serve)

@@ -70,6 +70,7 @@ class Faults:
 class Shape:
     """How big a world is, what its clients do, and how little memory its scheduler has."""
 
+    schedulers: int = 1
     workers: int = 3
     clients: int = 2
     shards: int = 4
@@ -134,6 +135,7 @@ def draw_shape(rng: random.Random) -> Shape:
     """Return the size of a world."""
     small = rng.random() < 0.4
     return Shape(
+        schedulers=rng.choice((1, 1, 2, 3)),
         workers=rng.randint(1, 4),
         clients=rng.randint(1, 3),
         shards=rng.choice((1, 3, 8)),

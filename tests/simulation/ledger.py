@@ -46,7 +46,8 @@ class Ledger:
         """Distinct attempts sent, per job."""
         self.given_up: dict[Key, None] = {}
         """Attempts that their workers gave back, or whose answer was not read."""
-        self._left: dict[str, None] = {}
+        self._left: dict[str, frozenset[str]] = {}
+        """Sessions that their workers closed or called gone, and what goes on of them."""
         self.succeeded: dict[str, None] = {}
         """Jobs whose completion was acknowledged."""
         self._renewed_ms: dict[Key, list[int]] = {}
@@ -154,9 +155,9 @@ class Ledger:
         """The worker gives an attempt back, or the answer that it came with was not read."""
         self.given_up[key] = None
 
-    def leaving(self, worker_ids: Sequence[str]) -> None:
-        """A worker closes its session, with all that it was ever sent under these ids."""
-        self._left.update(dict.fromkeys(worker_ids))
+    def leaving(self, worker_ids: Sequence[str], kept: frozenset[str] = frozenset()) -> None:
+        """A worker gives up all that it was ever sent under these ids, but for the jobs `kept`."""
+        self._left.update(dict.fromkeys(worker_ids, kept))
 
     def reported(self, report: Report, answer: ReportAnswer, asked_ms: int) -> None:
         """A report that had arrived at `asked_ms` was answered."""
@@ -186,7 +187,8 @@ class Ledger:
         for key, end in self._rows.ends.items():
             if key not in self._renewed_ms:
                 continue
-            willing = key in self.given_up or self._rows.starts[key].worker_id in self._left
+            kept = self._left.get(self._rows.starts[key].worker_id or "")
+            willing = key in self.given_up or (kept is not None and key[0] not in kept)
             if end == "released" and not willing:
                 self._trace.violate("duplicate", f"{key} was given back under its worker's hands")
             row = self._rows.job(key[0])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from copy import copy
+from functools import partial
 from typing import Any, Final, cast
 
 from simulation.loop import SimLoop
@@ -24,7 +25,7 @@ from tickwheel.core.errors import OutcomeUnknown, Unavailable
 from tickwheel.core.ports import Store
 from tickwheel.storage import MemoryStore
 
-_LOCAL: Final = ("close", "shard_count")
+_LOCAL: Final = ("close", "on_hint", "shard_count")
 _READS: Final = frozenset(
     {
         "active_jobs",
@@ -38,6 +39,7 @@ _READS: Final = frozenset(
         "get_schedule",
         "list_jobs",
         "load",
+        "members",
         "open",
         "overdue_ticks",
         "owners",
@@ -79,12 +81,12 @@ class Link:
         if name in _LOCAL:
             return cast(Callable[..., Awaitable[Any]], method)
 
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
             if self._cut:
                 raise asyncio.CancelledError
             sent = [copy(argument) for argument in arguments]
             # In no group: what is under way goes on when the process dies.
-            trip = self._loop.spawn("", self._round_trip(name, method, sent))
+            trip = self._loop.spawn("", self._round_trip(name, partial(method, **options), sent))
             trip.add_done_callback(lambda done: done.exception())
             return await asyncio.shield(trip)
 

@@ -153,3 +153,8 @@ class StartsWithoutAToken(MemoryStore):
         for job in submission.jobs:
             self._tables.jobs[job.id].state = State.RUNNING
         return [Appended(job.id, job.run_at_ms, False, 1) for job in submission.jobs]
+
+
+class ForgetsTheDead(MemoryStore):
+    def _all_recovered(self, living: set[str]) -> bool:
+        return True

@@ -26,6 +26,11 @@ class Lost(Exception):
 class Server(Protocol):
     """Whoever serves calls now, if anybody does."""
 
+    @property
+    def boot_id(self) -> str:
+        """Who that is; empty if nobody."""
+        ...
+
     def serve(self, serve: Serve[T]) -> asyncio.Task[T] | None:
         """Start to serve a call; None: the connection is refused."""
         ...
@@ -38,6 +43,11 @@ class Network:
         self._server = server
         self._weather = weather
         self._trace = trace
+
+    @property
+    def boot_id(self) -> str:
+        """Who is at the other end."""
+        return self._server.boot_id
 
     async def call(
         self,

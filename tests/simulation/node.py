@@ -53,6 +53,7 @@ class Node:
         weather: Weather,
         trace: Trace,
         seed: int,
+        number: int,
     ) -> None:
         self._loop = loop
         self._store = store
@@ -62,6 +63,7 @@ class Node:
         self._weather = weather
         self._trace = trace
         self._seed = seed
+        self._number = number
         self._boot = 0
         self._link: Link | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -69,7 +71,7 @@ class Node:
 
     @property
     def _group(self) -> str:
-        return f"scheduler/{self._boot}"
+        return f"scheduler/{self._number}/{self._boot}"
 
     def serve(self, serve: Serve[T]) -> asyncio.Task[T] | None:
         """Serve a call as a request's handler does; None: nobody listens."""
@@ -91,14 +93,15 @@ class Node:
         while self.scheduler is None:
             await asyncio.sleep(_BOOT_SECONDS)
             self._boot += 1
-            self._trace.note(f"boot {self._boot}")
+            self._trace.note(f"boot {self._number}/{self._boot}")
             self._link = Link(self._store, self._rows, self._weather, self._loop, self._trace)
             scheduler = Scheduler(
                 self._link.as_store(),
                 settings=self._settings,
                 clock=self._clock,
-                rng=random.Random(f"{self._seed}/scheduler/{self._boot}"),
+                rng=random.Random(f"{self._seed}/{self._group}"),
                 metrics=_Metrics(self._trace),
+                url=f"sim://{self._number}",
             )
             try:
                 await self._loop.spawn(self._group, scheduler.start())
@@ -107,6 +110,11 @@ class Node:
             else:
                 self.scheduler = scheduler
         self._starting = None
+
+    @property
+    def boot_id(self) -> str:
+        """Return the id of the scheduler that runs; empty without one."""
+        return "" if self.scheduler is None else self.scheduler.boot_id
 
     def kill(self) -> None:
         """End the process at once, and start another."""
@@ -147,9 +155,7 @@ class Node:
             self._trace.violate("parts", str(self.scheduler.not_ready()))
 
     def _end(self) -> None:
-        if self.scheduler is not None:
-            self._rows.dead.add(self.scheduler._kernel.boot_id)
-            self.scheduler = None
+        self.scheduler = None
         if self._link is not None:
             self._link.cut()
         self._loop.kill(self._group)

@@ -27,6 +27,21 @@ _AHEAD_MS: Final = 40
 _ENDED: Final = (State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED)
 
 
+_OTHERS: Final = (
+    "touch_lane",
+    "put_queue",
+    "join",
+    "leave",
+    "acquire_shards",
+    "renew_shards",
+    "release_shards",
+    "shards_recovered",
+    "share_permits",
+    "hint",
+)
+"""Calls that write no job's row."""
+
+
 class View(NamedTuple):
     """What is compared of a row."""
 
@@ -63,13 +78,11 @@ class Rows:
         self.ends: dict[Key, str] = {}
         """How each attempt ended: `succeeded`, `failed`, `lost`, `released`, `cancelled`."""
         self._running: dict[str, dict[str, bool]] = {}
-        """By queue and job: whether it counts against the limit."""
+        """By queue and job: whether it counts against the limit. What a scheduler writes that was
+        counted out before runs nowhere: it doesn't.
+        """
         self._settled: dict[str, int] = {}
         """The tokens of the settlements that are being looked at."""
-        self.dead: set[str] = set()
-        """The schedulers that were killed: what they last sent may be written long after, and it
-        runs nowhere, so that it counts against no limit.
-        """
         self.clock_set_back = False
         self.claims: Counter[str] = Counter()
         self.unsent: Counter[str] = Counter()
@@ -124,7 +137,7 @@ class Rows:
             return [arguments[0]]
         if name == "append":
             return [job.id for submission in arguments[0] for job in submission.jobs]
-        if name in ("touch_lane", "put_queue", "acquire_shards", "renew_shards", "release_shards"):
+        if name in _OTHERS:
             return []
         return list({**self._seen, **self._tables.jobs})
 
@@ -161,7 +174,7 @@ class Rows:
             self._trace.violate("I5", f"{job.id}: token {now.token} after {was.token}")
         self.starts[job.id, now.token] = Start(now.attempt, now.run_at_ms, now.worker_id)
         self.claims[job.id] += 1
-        self._running.setdefault(job.queue, {})[job.id] = job.owner not in self.dead
+        self._running.setdefault(job.queue, {})[job.id] = job.owner in self._tables.members
         self._check_limit(job.queue)
         early_ms = now.run_at_ms - self._clock.now_ms() - _AHEAD_MS
         if early_ms > 0 and not self.clock_set_back:

@@ -12,9 +12,10 @@ from simulation.world import run_seed
 
 from tickwheel.core.direct import DirectStart
 from tickwheel.core.dispatcher import Dispatcher
-from tickwheel.core.kernel import QueueBook
+from tickwheel.core.kernel import Kernel, QueueBook
 from tickwheel.core.lease import Lease
 from tickwheel.core.loader import Loader
+from tickwheel.core.permits import Permits
 from tickwheel.core.protocol import Status
 from tickwheel.core.queue import Queue
 from tickwheel.core.ready import ReadyLanes
@@ -42,7 +43,17 @@ _ROUGH = Faults(
 )
 _DOUBTFUL = Faults(store_unknown_share=0.2)
 _ROUGH_AND_DOUBTFUL = replace(_ROUGH, store_unknown_share=0.3, store_repeat_share=0.3)
+_CLUSTER = replace(
+    _ROUGH,
+    seconds=30.0,
+    store_slow_ms=6_000,
+    scheduler_stop_count=2,
+    scheduler_kill_count=3,
+    store_outage_count=2,
+)
 _BUSY = Shape(clients=4, op_every_ms=300, max_running=(None, 2), fail_share=0.5, schedules=1)
+
+_SEVERAL = replace(_BUSY, schedulers=3, shards=8, lease_ms=(1_000, 2_000))
 
 
 def caught(
@@ -81,7 +92,8 @@ def test_a_store_without_a_guard_is_caught(store: type[MemoryStore], invariants:
 
 def test_a_success_that_overrules_a_dead_job_is_caught() -> None:
     # The scheduler sees nearly all of these before the store does: they take more doubt.
-    assert caught(mutants.SucceedsTwice, faults=_ROUGH_AND_DOUBTFUL) == "I9"
+    faults = replace(_ROUGH_AND_DOUBTFUL, seconds=60.0)
+    assert caught(mutants.SucceedsTwice, faults=faults) == "I9"
 
 
 def test_a_rough_world_with_all_guards_is_sound() -> None:
@@ -206,3 +218,35 @@ def test_lanes_that_are_never_trimmed_are_caught(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Loader, "_trim", nothing)
     shape = replace(_BUSY, schedules=3, lane_resident_max=4, load_page=2)
     assert caught(shape=shape) == "I16"
+
+
+def test_a_rough_cluster_with_all_guards_is_sound() -> None:
+    assert caught(shape=_SEVERAL, faults=_CLUSTER) == "nothing"
+
+
+def test_a_limit_that_each_scheduler_has_for_itself_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Permits, "room", lambda self, queue, limit: limit)
+    assert caught(shape=_SEVERAL, faults=_CLUSTER) == "I15"
+
+
+def test_permits_of_the_dead_that_are_taken_too_early_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert caught(mutants.ForgetsTheDead, shape=_SEVERAL, faults=_CLUSTER) == "I15"
+
+
+def test_shards_given_away_whose_jobs_no_longer_count_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Permits, "give_away", lambda *_: None)
+    assert caught(shape=_SEVERAL, faults=_CLUSTER) == "I15"
+
+
+def test_an_attempt_that_goes_on_and_is_given_back_with_its_session_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orphans = Kernel.orphans
+    monkeypatch.setattr(Kernel, "orphans", lambda self, gone=(), kept=(): orphans(self, gone))
+    assert caught(shape=_SEVERAL, faults=_CLUSTER) == "duplicate"

@@ -75,25 +75,29 @@ class World:
         self._rows = Rows(self._store, self._clock, self.trace)
         steady = faults.steady_clock
         self.ledger = Ledger(self._rows, self._clock, self.trace, steady_clock=steady)
-        self._node = Node(
-            loop,
-            self._store,
-            self._rows,
-            self._clock,
-            _settings(shape),
-            self._weather,
-            self.trace,
-            seed,
-        )
-        network = Network(self._node, self._weather, self.trace)
+        self._nodes = [
+            Node(
+                loop,
+                self._store,
+                self._rows,
+                self._clock,
+                _settings(shape),
+                self._weather,
+                self.trace,
+                seed,
+                number,
+            )
+            for number in range(shape.schedulers)
+        ]
+        networks = [Network(node, self._weather, self.trace) for node in self._nodes]
         self._workers = [
-            SimWorker(name, loop, network, self.ledger, shape, random.Random(f"{seed}/{name}"))
+            SimWorker(name, loop, networks, self.ledger, shape, random.Random(f"{seed}/{name}"))
             for name in (f"worker-{number}" for number in range(shape.workers))
         ]
         self._clients = [
             SimClient(
                 name,
-                network,
+                networks,
                 self.ledger,
                 self.trace,
                 self._clock,
@@ -102,7 +106,7 @@ class World:
             )
             for name in (f"client-{number}" for number in range(shape.clients))
         ]
-        self._overfull = 0
+        self._overfull: Counter[Node] = Counter()
         loop.set_exception_handler(self._failed)
 
     async def run(self) -> None:
@@ -125,7 +129,8 @@ class World:
             shape.queues, shape.max_running, shape.lease_ms, strict=True
         ):
             await self._store.put_queue(Queue(name, max_running=most, lease_ms=lease_ms))
-        self._node.start()
+        for node in self._nodes:
+            node.start()
         for worker in self._workers:
             worker.start()
         for client in self._clients:
@@ -137,21 +142,23 @@ class World:
         verdict(self._rows, self._store, self.ledger, self.trace)
         leases = dict(zip(shape.queues, shape.lease_ms, strict=True))
         self.ledger.taken_away(leases)
-        await self._node.stop()
+        for node in self._nodes:
+            await node.stop()
 
     async def _watch(self, seconds: float) -> None:
         until = self._loop.time() + seconds
         while self._loop.time() < until:
             await asyncio.sleep(_LOOK_SECONDS)
-            self._node.check_parts()
-            if self._node.scheduler is not None:
-                bounds(self._node.scheduler, self.trace)
-                self._check_overfull(self._node.scheduler)
+            for node in self._nodes:
+                node.check_parts()
+                if node.scheduler is not None:
+                    bounds(node.scheduler, self.trace)
+                    self._check_overfull(node, node.scheduler)
 
-    def _check_overfull(self, scheduler: Scheduler) -> None:
+    def _check_overfull(self, node: Node, scheduler: Scheduler) -> None:
         lane = overfull(scheduler)
-        self._overfull = self._overfull + 1 if lane else 0
-        if self._overfull > _OVERFULL_LOOKS_MAX:
+        self._overfull[node] = self._overfull[node] + 1 if lane else 0
+        if self._overfull[node] > _OVERFULL_LOOKS_MAX:
             self.trace.violate("I16", lane or "")
 
     async def _recover(self) -> None:
@@ -172,13 +179,16 @@ class World:
             (faults.worker_crash_count, self._crash_worker),
             (faults.worker_pause_count, self._pause_worker),
             (faults.worker_leave_count, self._dismiss_worker),
-            (faults.scheduler_kill_count, self._node.kill),
-            (faults.scheduler_stop_count, lambda: self._beside(self._restart())),
+            (faults.scheduler_kill_count, lambda: rng.choice(self._nodes).kill()),
+            (
+                faults.scheduler_stop_count,
+                lambda: self._beside(self._restart(rng.choice(self._nodes))),
+            ),
             (faults.clock_step_count, self._step_clock),
             (faults.stall_count, self._stall),
             (
                 faults.store_outage_count,
-                lambda: self._beside(self._node.outage(rng.choice((0.5, 3.0, 12.0)))),
+                lambda: self._beside(rng.choice(self._nodes).outage(rng.choice((0.5, 3.0, 12.0)))),
             ),
         ]
         for count, strike in strikes:
@@ -211,9 +221,9 @@ class World:
         self._beside(worker.leave())
         self._loop.call_later(self._rng.uniform(0.1, 5), worker.start)
 
-    async def _restart(self) -> None:
-        await self._node.stop()
-        self._node.start()
+    async def _restart(self, node: Node) -> None:
+        await node.stop()
+        node.start()
 
     def _step_clock(self) -> None:
         step_ms = self._rng.randint(-self._faults.clock_step_ms_max, self._faults.clock_step_ms_max)
@@ -233,9 +243,11 @@ class World:
         self.trace.note("calm")
         self._weather.stormy = False
         self._loop.kill("clients")
-        self._node.calm()
+        for node in self._nodes:
+            node.calm()
         while not await self._let_all_run():
-            self._node.start()
+            for node in self._nodes:
+                node.start()
             await asyncio.sleep(_LOOK_SECONDS)
         # Only now, or a schedule's whole horizon would come due at once.
         last_ms = max((job.run_at_ms for job in self._rows.unfinished()), default=0)
@@ -258,11 +270,14 @@ class World:
             for schedule in await scheduler.schedules.list("", 100, None):
                 await scheduler.schedules.pause(schedule.id)
 
-        task = self._node.serve(serve)
-        if task is None:
-            return False
-        await asyncio.wait([task])
-        return not task.cancelled() and not isinstance(task.exception(), TickwheelError)
+        for node in self._nodes:
+            task = node.serve(serve)
+            if task is None:
+                return False
+            await asyncio.wait([task])
+            if task.cancelled() or isinstance(task.exception(), TickwheelError):
+                return False
+        return True
 
 
 def _settings(shape: Shape) -> Settings:

@@ -138,9 +138,10 @@ async def test_leases_that_the_scheduler_no_longer_holds_are_seen() -> None:
     get = AsyncMock(side_effect=lambda _: next(told))
     house: Any = SimpleNamespace(get=get, postmaster=0, server=None, workers=[])
     run = leases._Run(house, [], 20, Mock())
-    with patch.object(leases, "PERIOD_SECONDS", 0.001):
-        await run._watch(0.01)
-    assert run._counts[:2] == [20, 0]
+    clock = patch.object(leases, "monotonic", side_effect=[0.0, 0.001, 0.002, 0.003])
+    with patch.object(leases, "PERIOD_SECONDS", 0.001), clock:
+        await run._watch(0.003)
+    assert run._counts == [20, 0]
 
 
 def failed(

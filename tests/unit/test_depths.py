@@ -24,7 +24,7 @@ class Counts:
 
 def depths_of() -> tuple[Depths, Residents, Counts]:
     residents = Residents(LeaseTable(0), NOW)
-    residents.own(0, 1, NOW)
+    residents.own({0: 1}, NOW)
     counts = Counts()
     store: JobStore = counts  # type: ignore[assignment]
     return Depths(residents, store), residents, counts
@@ -53,6 +53,6 @@ async def test_what_is_written_beyond_memory_counts_until_it_is_loaded() -> None
 async def test_without_shards_there_is_nothing_to_count() -> None:
     depths, residents, counts = depths_of()
     residents.lane("1/q")
-    residents.disown(0)
+    residents.disown([0])
     await depths.recount(NOW)
     assert (counts.asked, depths.depth("q")) == ([], 0)

@@ -184,7 +184,7 @@ async def _lose_time(scheduler: Scheduler) -> None:
 
 async def _lose_shards(scheduler: Scheduler) -> None:
     for number in list(scheduler._kernel.residents.shards):
-        scheduler._kernel.residents.disown(number)
+        scheduler._kernel.residents.disown([number])
 
 
 async def _leave_jobs_beyond(scheduler: Scheduler) -> None:

@@ -407,7 +407,7 @@ async def test_one_session_that_is_early_is_looked_at_again_whatever_the_next_on
         row = Claimed(0, 1, "t", b"", None, 1, 0, 0, 0, 5)
         lease = Lease(seen, row, terms_of(Queue("default")), session.worker_id, 0)
         session.leases[lease.id] = session.outbox[lease.id] = lease
-        session.poll = Poll(1, {"default": slots})
+        session.poll = Poll(1, {"default": slots}, 0)
         scheduler._dispatcher.mark_deliverable(session)
     scheduler._dispatcher._answer_polls(now_ms, 0)
     assert scheduler._dispatcher._early

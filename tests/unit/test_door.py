@@ -10,7 +10,7 @@ import pytest
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.test_utils import make_mocked_request
 
-from tickwheel.server.door import HEADS_MAX, Door, Passage
+from tickwheel.server.door import HEADS_MAX, Door, Guests, Passage
 
 FIRST = b"POST /v1/jobs HTTP/1.1\r\n"
 BODY = b"{}"
@@ -110,7 +110,8 @@ class Timers:
 class Rig:
     def __init__(self) -> None:
         self.inner, self.wire, self.lane, self.timers = Inner(), Wire(), Lane(), Timers()
-        self.door = Door(cast(web.RequestHandler, self.inner), self.lane)
+        self.guests = Guests()
+        self.door = Door(cast(web.RequestHandler, self.inner), self.lane, self.guests)
         self.door._loop = cast(asyncio.AbstractEventLoop, self.timers)
         self.door.connection_made(self.wire)
 

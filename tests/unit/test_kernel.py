@@ -8,7 +8,8 @@ from typing import cast
 
 from unit.rig import terms_of
 
-from tickwheel.core.job import Claimed
+from tickwheel.core.ids import mint
+from tickwheel.core.job import Claimed, Running
 from tickwheel.core.kernel import Kernel
 from tickwheel.core.lease import Lease
 from tickwheel.core.metrics import NoMetrics
@@ -70,6 +71,24 @@ async def test_a_lease_that_was_replaced_or_whose_worker_is_gone_is_forgotten_al
     assert kernel.leases.all() == [new]
     assert ann.leases == ann.outbox == {"a": new}
     assert ann.reserved["q"] == 1
+
+
+async def test_an_attempt_of_a_shard_that_is_not_ours_counts_from_when_it_is() -> None:
+    kernel = kernel_of()
+    job_id = mint(5, 3, random.Random(1))
+    row = Running(job_id, 5, 6, "5/q", None, 0, 1, "w", "o", 7, False, "t", None, 1, 0, 0, 0, 5)
+    lease = kernel.adopt(row)
+    assert kernel.leases.running["q"] == 0
+    kernel.leases.extend(lease, 1_000)
+    assert kernel.leases.running["q"] == 0
+    for _ in range(2):
+        kernel.leases.stay(lease)
+        assert kernel.leases.running["q"] == 1
+    kernel.forget_leases([lease])
+    assert kernel.leases.running["q"] == 0
+    kernel.residents.own({3: 1}, 0)
+    kernel.adopt(row)
+    assert kernel.leases.running["q"] == 1
 
 
 async def test_all_who_wait_for_any_of_the_ended_jobs_are_woken_and_nobody_else() -> None:

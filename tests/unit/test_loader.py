@@ -162,7 +162,7 @@ def test_a_job_written_while_a_load_is_under_way_is_not_missed() -> None:
             hand = await Hand(scheduler).join()
             await hand.work(1)
             store.late["load"] = asyncio.Event()
-            scheduler._kernel.residents.own(0, 9, clock.now_ms())
+            scheduler._kernel.residents.own({0: 9}, clock.now_ms())
             scheduler._kernel.residents.unloaded.ring()
             await asyncio.sleep(0.1)
             await submit(scheduler, 20)

@@ -5,25 +5,161 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from unit.rig import Hand, books_balance, faulty, scheduler_on, store_of, submit
+from unit.rig import Hand, books_balance, faulty, scheduler_on, store_of, submit, until
 
-from tickwheel.core import Unavailable
+from tickwheel.core import Scheduler, Unavailable
+from tickwheel.core.ids import shard_of
+from tickwheel.core.job import State
 from tickwheel.core.testing import VirtualClock, run
 from tickwheel.storage import MemoryStore
 
 
-def test_one_of_two_owns_all_and_the_other_stands_by_until_it_stops() -> None:
+def owned(*schedulers: Scheduler) -> list[int]:
+    return [len(scheduler._kernel.residents.shards) for scheduler in schedulers]
+
+
+@pytest.mark.parametrize(("count", "shares"), [(2, [4, 4]), (3, [3, 3, 2]), (9, [1] * 8 + [0])])
+def test_those_that_live_share_the_shards(count: int, shares: list[int]) -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = store_of(clock)
+        store = store_of(clock, shards=8)
+        schedulers = [scheduler_on(store, clock) for _ in range(count)]
+        for scheduler in schedulers:
+            await scheduler.start()
+        await until(lambda: sorted(owned(*schedulers), reverse=True) == shares)
+        standby = [each for each in schedulers if not each._kernel.residents.shards]
+        for scheduler in standby:
+            assert scheduler.not_ready() == "standing by: other schedulers own all shards"
+        await schedulers[0].stop()
+        await until(lambda: sum(owned(*schedulers[1:])) == 8)
+        for scheduler in schedulers[1:]:
+            await scheduler.stop()
+        assert await store.members() == []
+
+    run(scenario)
+
+
+def test_a_newcomer_has_its_share_within_moments() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=64)
+        async with scheduler_on(store, clock) as first, scheduler_on(store, clock) as second:
+            began_ms = clock.monotonic_ms()
+            await until(lambda: owned(first, second) == [32, 32])
+            assert clock.monotonic_ms() - began_ms < 500
+
+    run(scenario)
+
+
+def test_shards_are_given_back_a_few_at_a_time() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock, shards=64)
+        async with scheduler_on(store, clock) as first:
+            given: list[int] = []
+            release = store._store.release_shards
+
+            async def counted(owner: str, epochs: dict[int, int]) -> None:
+                given.append(len(epochs))
+                await release(owner, epochs)
+
+            store._store.release_shards = counted  # type: ignore[method-assign]
+            async with scheduler_on(store, clock) as second:
+                await until(lambda: owned(first, second) == [32, 32])
+                assert given == [8] * 4
+
+    run(scenario)
+
+
+def test_waiting_and_running_jobs_go_to_the_new_owner_unharmed() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=8)
+        async with scheduler_on(store, clock) as first:
+            hand = await Hand(first).join()
+            later: list[str] = []
+            for _ in range(40):
+                later += await submit(first, 5, delay_ms=10_000)
+                await submit(first)
+            running = [lease for _ in range(8) for lease in await hand.poll(10)]
+            assert len(running) == 40
+            async with scheduler_on(store, clock) as second:
+                await until(lambda: owned(first, second) == [4, 4])
+                await until(lambda: second._kernel.recovered and second._loader.loaded())
+                mine = {job_id for job_id in later if first._kernel.owns(job_id)}
+                for scheduler, ids in ((first, mine), (second, set(later) - mine)):
+                    waiting = {
+                        job_id
+                        for shard in scheduler._kernel.residents.shards.values()
+                        for job_id in shard.waiting
+                    }
+                    assert waiting == ids
+                    assert ids
+                await asyncio.sleep(4)  # each has looked around again
+                moved = [lease for lease in running if not first._kernel.owns(lease.id)]
+                stayed = [lease for lease in running if first._kernel.owns(lease.id)]
+                assert moved
+                answer = await hand.report(running=tuple(running))
+                told = dict(answer.results)
+                assert {told[lease.id] for lease in moved} == {"moved"}
+                assert {told[lease.id] for lease in stayed} == {"ok"}
+                assert answer.owners == {lease.id: second.boot_id for lease in moved}
+                other = await Hand(second).join()
+                answer = await other.report(running=tuple(moved))
+                assert {status for _, status in answer.results} == {"ok"}
+                await other.report(*moved[:2])
+                # Whoever hears of an end writes it, and the owner hears of that.
+                await hand.report(*moved[2:], *stayed)
+                await until(lambda: not second._kernel.leases.all())
+                rows = store._tables.jobs
+                assert {rows[lease.id].state for lease in running} == {State.SUCCEEDED}
+                assert {rows[lease.id].attempt for lease in running} == {1}
+
+    run(scenario)
+
+
+def test_what_runs_in_a_shard_is_forgotten_before_the_shard_is_anybody_elses() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock, shards=8)
+        release = store._store.release_shards
+        kept: list[str] = []
+        moved: list[int] = []
+
+        async def watched(owner: str, epochs: dict[int, int]) -> None:
+            moved.extend(shard_of(lease.id) for lease in running if shard_of(lease.id) in epochs)
+            leases = first._kernel.leases.all()
+            kept.extend(lease.id for lease in leases if shard_of(lease.id) in epochs)
+            await release(owner, epochs)
+
+        async with scheduler_on(store, clock) as first:
+            hand = await Hand(first).join()
+            for _ in range(40):
+                await submit(first)
+            running = [lease for _ in range(8) for lease in await hand.poll(10)]
+            store._store.release_shards = watched  # type: ignore[method-assign]
+            async with scheduler_on(store, clock) as second:
+                await until(lambda: owned(first, second) == [4, 4])
+            assert moved
+            assert kept == []
+
+    run(scenario)
+
+
+def test_a_shard_of_which_this_process_runs_a_job_stays() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=4)
         first, second = scheduler_on(store, clock), scheduler_on(store, clock)
-        await first.start()
-        await second.start()
-        assert first.not_ready() in (None, "loading")
-        assert second.not_ready() == "standing by: another scheduler owns all shards"
-        await first.stop()
-        await asyncio.sleep(4)
-        assert len(second._kernel.residents.shards) == 4
-        await second.stop()
+        over = asyncio.Event()
+
+        @first.task("t")
+        async def wait(ctx: object) -> None:
+            await over.wait()
+
+        async with first:
+            for _ in range(60):
+                await submit(first)
+            await until(lambda: len(first._kernel.leases) == 60)
+            async with second:
+                await asyncio.sleep(5)
+                assert owned(first, second) == [4, 0]
+                over.set()
+                await until(lambda: owned(first, second) == [2, 2])
 
     run(scenario)
 
@@ -68,7 +204,7 @@ def test_a_shard_that_was_taken_away_is_dropped_whole_with_claims_under_way() ->
             await asyncio.sleep(1)
             assert len(scheduler._kernel.leases) == 0
             books_balance(scheduler)
-            assert scheduler.not_ready() == "standing by: another scheduler owns all shards"
+            assert scheduler.not_ready() == "standing by: other schedulers own all shards"
 
     run(scenario)
 

@@ -121,16 +121,21 @@ def test_jobs_of_shards_that_are_not_owned_are_not_kept() -> None:
         other = job(NOW)
     residents.admit(mine)
     residents.admit(other)
-    residents.disown(shard_of(mine[0]))
+    residents.disown([shard_of(mine[0])])
     assert not residents.admit(mine)
     assert residents.take("q", 9) == [other]
     assert balanced(residents)
 
 
-def test_owning_another_shard_means_loading_all_lanes_from_the_start() -> None:
+def test_another_shard_catches_up_and_the_others_stay_loaded() -> None:
     residents = residents_of()
-    residents.own(SHARDS, 1, NOW)
-    assert residents.lane("5/q").cursor == CURSOR_START
+    lane = residents.lane("5/q")
+    before = lane.cursor
+    residents.own({SHARDS: 1}, NOW)
+    assert (lane.cursor, lane.complete, lane.gained) == (before, CURSOR_START, {SHARDS})
+    assert residents.is_behind(Queue("q", priorities=1 << 5), NOW)
+    residents.disown([SHARDS])
+    assert lane.complete == before
 
 
 def test_a_start_deadline_takes_the_job_out() -> None:

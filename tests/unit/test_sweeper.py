@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from unit.rig import (
     SECOND,
     Hand,
@@ -22,6 +23,8 @@ from tickwheel.core.job import NewJob, State, Submission
 from tickwheel.core.kernel import QueueBook
 from tickwheel.core.metrics import NoMetrics
 from tickwheel.core.ports import Store
+from tickwheel.core.ports_cluster import Member
+from tickwheel.core.protocol import Report
 from tickwheel.core.queue import Queue
 from tickwheel.core.testing import VirtualClock, run
 
@@ -152,7 +155,7 @@ def test_after_a_crash_waiting_and_running_jobs_go_on_and_workers_keep_their_lea
             part.cancel()
         await asyncio.gather(*crashed._parts, return_exceptions=True)
         async with scheduler_on(store, clock, shard_ttl_ms=10_000) as second:
-            assert second.not_ready() == "standing by: another scheduler owns all shards"
+            assert second.not_ready() == "standing by: other schedulers own all shards"
             await until(lambda: len(second._kernel.leases) == 30, 15_000)
             assert clock.monotonic_ms() <= 14_000
             hand = await Hand(second).join()
@@ -181,6 +184,7 @@ def test_a_running_row_of_another_owner_is_adopted_when_it_is_read_again() -> No
             [row] = await store.find([(job_id, 0)])
             assert row is not None
             scheduler._kernel.residents.evict(job_id)
+            await store.join(Member("another", "", 0), 10)
             [claimed] = await store.claim([row.waiting], ["w"], "another", clock.now_ms())
             assert claimed is not None
             scheduler._kernel.rereads[job_id] = row.scheduled_at_ms
@@ -188,6 +192,32 @@ def test_a_running_row_of_another_owner_is_adopted_when_it_is_read_again() -> No
             assert len(scheduler._kernel.leases) == 1
             await asyncio.sleep(42)
             assert await state_of(scheduler, job_id) is State.SCHEDULED
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("call", ["running", "find"])
+def test_an_attempt_that_ended_while_its_row_was_read_is_not_adopted(call: str) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 1)
+            [lease] = await hand.poll()
+            await asyncio.sleep(2)
+            calls = store.calls[call]
+            store.late[call] = asyncio.Event()
+            if call == "find":
+                scheduler._kernel.rereads[lease.id] = lease.job[1]
+            else:
+                scheduler._sweeper.recover.set()
+            await until(lambda: store.calls[call] > calls)
+            await hand.report(lease)
+            assert len(scheduler._kernel.leases) == 0
+            store.late.pop(call).set()
+            await asyncio.sleep(3)
+            assert len(scheduler._kernel.leases) == 0
+            assert not scheduler._kernel.rereads
 
     run(scenario)
 
@@ -230,3 +260,49 @@ def test_a_pause_is_not_undone_by_a_query_that_was_under_way() -> None:
 
 def _as_store(store: object) -> Store:
     return store  # type: ignore[return-value]
+
+
+def test_what_was_claimed_and_reached_nobody_is_given_back_once_its_worker_says_so() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as first:
+            ids = await submit(first, 4, delay_ms=20)
+            await store.join(Member("dead", "", 0), 10)
+            views = [store._tables.jobs[job_id].waiting for job_id in ids]
+            await store.claim(views, ["old", "old", "older", "old"], "dead", clock.now_ms())
+        assert {row.state for row in store._tables.jobs.values()} == {State.RUNNING}
+        async with scheduler_on(store, clock) as second:
+            hand = await Hand(second).join()
+            await until(lambda: len(second._kernel.leases) == 4)
+            [shown] = [lease for lease in second._kernel.leases.all() if lease.id == ids[0]]
+            await hand.report(running=(shown,))
+            said = Report(gone=["old"], kept=frozenset({ids[3]}))
+            await second.workers.report(hand.worker_id, said)
+            await until(lambda: len(second._kernel.leases) == 3)
+            rows = [await second.jobs.get(job_id) for job_id in ids]
+            released = [row.id for row in rows if row.state is State.SCHEDULED]
+            assert released == [ids[1]]
+            assert (rows[1].attempt, rows[1].lost_leases, rows[1].releases) == (0, 0, 0)
+
+    run(scenario)
+
+
+def test_a_session_that_was_called_gone_before_the_recovery_counts_too() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as first:
+            job_id, kept_id = await submit(first, 2, delay_ms=20)
+            await store._store.join(Member("dead", "", 0), 10)
+            views = [store._store._tables.jobs[each].waiting for each in (job_id, kept_id)]
+            await store._store.claim(views, ["old", "old"], "dead", clock.now_ms())
+        store.late["find_started"] = asyncio.Event()
+        async with scheduler_on(store, clock) as second:
+            hand = await Hand(second).join()
+            said = Report(gone=["old"], kept=frozenset({kept_id}))
+            await second.workers.report(hand.worker_id, said)
+            assert not second._kernel.leases.all()
+            store.late.pop("find_started").set()
+            await until(lambda: store._store._tables.jobs[job_id].state is State.SCHEDULED)
+            assert store._store._tables.jobs[kept_id].state is State.RUNNING
+
+    run(scenario)

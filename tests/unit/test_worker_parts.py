@@ -169,6 +169,27 @@ async def test_what_is_halted_before_it_begins_does_not_begin() -> None:
     assert run.attempts[1].ended.kind == "released"
 
 
+async def test_what_is_past_its_lease_does_not_begin_and_goes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the process was stopped between the first one's end and the second one's start."""
+    begun: list[str] = []
+
+    async def work(ctx: Context) -> None:
+        begun.append(ctx.job_id)
+        if ctx.job_id == "job-0":
+            at = now() + 60.0
+            monkeypatch.setattr(relay, "now", lambda: at)
+            run.attempts[2].renewed(at)
+
+    monkeypatch.setattr(relay, "SLICE_SECONDS", 0.0)
+    run = Run(work, 3)
+    await run.end()
+    assert begun == ["job-0", "job-2"]
+    assert run.attempts[1].ended is not None
+    assert run.attempts[1].ended.kind == "released"
+
+
 async def test_the_loop_gets_its_turn_between_long_handlers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -322,7 +343,7 @@ class FakeLine:
         if self.refuse:
             raise self.refuse.pop(0)
         if path == "/v1/workers":
-            return b'{"worker_id":"w"}'
+            return b'{"worker_id":"w","scheduler_id":"s","schedulers":[]}'
         results = [
             {"job_id": i["job_id"], "status": "ok"} for i in (document or {}).get("running", ())
         ]
@@ -335,7 +356,9 @@ class FakeLine:
 def keep(line: FakeLine, running: dict[str, Attempt], ticked: float) -> list[BaseException]:
     """Run a keeper in this thread until the line ends it; return what it failed with."""
     failed: list[BaseException] = []
-    events = Events(lambda _: None, failed.append, lambda *_: None, lambda _: None)
+    events = Events(
+        lambda *_: None, failed.append, lambda *_: None, lambda *_: None, lambda _: None
+    )
     line.keeper = Keeper(cast(Line, line), {}, running, lambda: ticked, events)
     line.keeper.run()
     return failed

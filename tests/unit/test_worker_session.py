@@ -6,10 +6,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from fake_scheduler import FakeScheduler
+from fake_scheduler import Asked, FakeScheduler
 
 from tickwheel.client import Context, NotAllowed, Worker, poller, runtime, session
 
@@ -56,6 +57,24 @@ async def test_a_lost_poll_reply_is_asked_for_again_with_the_same_seq(fake: Fake
     assert runs == [1]
 
 
+async def test_a_job_that_was_on_its_way_for_longer_than_its_lease_is_given_back(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    runs: list[str] = []
+
+    @worker.task
+    async def once(ctx: Context) -> None:
+        runs.append(ctx.job_id)
+
+    fake.delayed_seconds = 25.0
+    late, in_time = fake.offer("once"), fake.offer("once", lease_seconds=40.0)
+    async with worker:
+        await fake.reported("released", late)
+        await fake.reported("succeeded", in_time)
+    assert runs == [in_time]
+
+
 async def test_a_lost_report_reply_is_reported_again(fake: FakeScheduler) -> None:
     worker = Worker(fake.url)
 
@@ -63,9 +82,10 @@ async def test_a_lost_report_reply_is_reported_again(fake: FakeScheduler) -> Non
     async def once() -> None:
         pass
 
-    fake.lose("report", times=2)
-    job_id = fake.offer("once")
     async with worker:
+        await fake.until(lambda: fake.asked("report"))  # that it is there
+        fake.lose("report", times=2)
+        job_id = fake.offer("once")
         await fake.reported("succeeded", job_id)
     reports = [asked.body for asked in fake.asked("report") if asked.body.get("succeeded")]
     assert len(reports) == 3
@@ -173,11 +193,15 @@ async def test_a_report_to_a_scheduler_that_forgot_the_session_goes_to_the_new_s
     async def quick() -> None:
         pass
 
-    fake.refuse("report", 404, "unknown_worker")
+    def ends() -> list[Asked]:
+        return [asked for asked in fake.asked("report") if asked.body.get("succeeded")]
+
     async with worker:
+        await fake.until(lambda: fake.asked("report"))  # that it is there
+        fake.refuse("report", 404, "unknown_worker")
         job_id = fake.offer("quick")
-        await fake.until(lambda: len(fake.asked("report")) == 2)
-    first, second = fake.asked("report")[:2]
+        await fake.until(lambda: len(ends()) == 2)
+    first, second = ends()
     assert first.worker_id != second.worker_id
     assert first.body["succeeded"] == second.body["succeeded"]
     assert first.body["succeeded"][0]["job_id"] == job_id
@@ -212,15 +236,16 @@ async def test_a_renewed_lease_outlives_its_ttl(fake: FakeScheduler) -> None:
 async def test_a_handler_that_blocks_the_loop_starves_no_renewal(fake: FakeScheduler) -> None:
     worker = Worker(fake.url)
 
+    def renewals() -> int:
+        return sum(bool(asked.body.get("running")) for asked in fake.asked("report"))
+
     @worker.task
     async def block() -> None:
-        fake.wait_until(lambda: len(fake.asked("report")) >= 5)
+        fake.wait_until(lambda: renewals() >= 5)
 
     async with worker:
         job_id = fake.offer("block", lease_seconds=1.0)
         await fake.reported("succeeded", job_id)
-    running = [asked for asked in fake.asked("report") if asked.body.get("running")]
-    assert len(running) >= 5
 
 
 async def test_a_newer_lease_for_a_running_job_stops_the_older_attempt(
@@ -363,8 +388,12 @@ async def test_several_schedulers_share_the_slots(fake: FakeScheduler) -> None:
         worker = Worker([fake.url, other.url], queues={"default": 10})
         waiting = Waiting(worker)
         async with worker:
+            for scheduler in (
+                fake,
+                other,
+            ):  # before either has jobs, for which it takes what is free
+                await scheduler.until(partial(scheduler.asked, "poll"))
             ids = [scheduler.offer("wait") for scheduler in (fake, other) for _ in range(8)]
-            await fake.until(lambda: _slots(fake) != {})
             await waiting.started.wait()
             waiting.go_on.set()
             await fake.until(lambda: len(fake.items("succeeded")) == 8)
@@ -559,7 +588,7 @@ async def test_a_worker_that_could_not_report_does_not_leave(
     fake.refuse("report", 503, "unavailable", times=1_000)
     async with worker:
         _quick(worker, fake)
-        await fake.until(lambda: fake.asked("report"))
+        await fake.until(lambda: _ended(fake))
     assert fake.asked("leave") == []
 
 

@@ -15,7 +15,7 @@ from unit.rig import (
     submit,
 )
 
-from tickwheel.core import InvalidRequest, Queue, UnknownWorker
+from tickwheel.core import InvalidRequest, Queue, Unavailable, UnknownWorker
 from tickwheel.core.job import State
 from tickwheel.core.protocol import Outcome, PollAnswer, Report, ReportItem, RunningItem
 from tickwheel.core.testing import VirtualClock, run
@@ -71,6 +71,60 @@ def test_polls_that_do_not_wait_get_jobs_too() -> None:
                 await hand.poll(0)
                 await asyncio.sleep(0.05)
             assert len(hand.sent) == 5
+
+    run(scenario)
+
+
+def test_an_answer_says_how_long_after_its_poll_the_leases_began() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            waiting = asyncio.create_task(
+                scheduler.workers.poll(hand.worker_id, 1, {"default": 1}, 20_000)
+            )
+            await asyncio.sleep(3)
+            await submit(scheduler, 1)
+            answer = await waiting
+            [lease] = answer.leases
+            assert answer.waited_ms >= 3_000
+            assert lease.deadline_ms == answer.waited_ms + lease.terms.lease_ms
+            await asyncio.sleep(5)
+            again = await scheduler.workers.poll(hand.worker_id, 1, {"default": 1}, 20_000)
+            assert (again.leases, again.waited_ms) == ([lease], 0)
+            assert lease.deadline_ms == clock.monotonic_ms() + lease.terms.lease_ms
+
+    run(scenario)
+
+
+def test_a_repeat_without_trust_is_refused_and_asked_for_again() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 1)
+            [lease] = await hand.poll()
+            hand.seq -= 1
+            owns_time = scheduler._kernel.owns_time
+            scheduler._kernel.owns_time = lambda: False  # type: ignore[method-assign]
+            with pytest.raises(Unavailable):
+                await hand.poll()
+            scheduler._kernel.owns_time = owns_time  # type: ignore[method-assign]
+            hand.seq -= 1
+            assert await hand.poll() == [lease]
+
+    run(scenario)
+
+
+def test_a_cancel_is_told_with_every_renewal() -> None:
+    """The answer that told of it first may have been lost."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 1)
+            [lease] = await hand.poll()
+            await scheduler.jobs.cancel(lease.id)
+            for _ in range(3):
+                assert (await hand.report(running=(lease,))).cancel == [lease.id]
 
     run(scenario)
 

@@ -1,0 +1,267 @@
+"""The offline checker: what was promised, against what everybody wrote down.
+
+    producers   what was acknowledged, and when          workers   each start and end, with its token
+    faults      what was done to the system              rows      what the database says in the end
+
+The workers' books are independent of the database, so neither can hide what the other lost. Figures
+of several runs add up (`Verdict.plus`). Of zero failures in n trials the bound at 95 % is 3/n.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+Line = Mapping[str, Any]
+LEASE_HELD = 0.8
+"""A worker counts so much of a lease, from its sending; a handler starts a little after that."""
+FORBIDDEN = (
+    "lost",
+    "early",
+    "one_token_twice",
+    "overlapping_tokens",
+    "tokens_went_back",
+    "stale_accepted",
+    "sent_after_cancel",
+    "key_with_two_jobs",
+    "dead_without_letter",
+    "letter_without_death",
+    "over_budget",
+    "ticks_unmet",
+    "ticks_extra",
+    "over_limit",
+    "unfinished",
+)
+"""What must be zero."""
+
+
+@dataclass
+class Verdict:
+    """The figures of a run, or of several added up."""
+
+    acked: int = 0
+    executions: int = 0
+    re_executions: int = 0
+    """After a lease ran out: allowed."""
+    dead: int = 0
+    cancelled: int = 0
+    ticks_expected: int = 0
+    ticks_matched: int = 0
+    lateness_max: float = 0.0
+    lost: int = 0
+    early: int = 0
+    one_token_twice: int = 0
+    overlapping_tokens: int = 0
+    tokens_went_back: int = 0
+    stale_accepted: int = 0
+    sent_after_cancel: int = 0
+    key_with_two_jobs: int = 0
+    dead_without_letter: int = 0
+    letter_without_death: int = 0
+    over_budget: int = 0
+    ticks_unmet: int = 0
+    ticks_extra: int = 0
+    over_limit: int = 0
+    unfinished: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    recovery: dict[str, list[float]] = field(default_factory=dict)
+    """By fault: the worst lateness of what was due within the ten seconds after it."""
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing forbidden was found."""
+        return not any(getattr(self, name) for name in FORBIDDEN)
+
+    def plus(self, other: Verdict) -> Verdict:
+        """Return the sum."""
+        total = Verdict()
+        for each in fields(self):
+            ours, theirs = getattr(self, each.name), getattr(other, each.name)
+            if each.name == "lateness_max":
+                value: Any = max(ours, theirs)
+            elif each.name == "recovery":
+                names = ours.keys() | theirs.keys()
+                value = {name: [*ours.get(name, ()), *theirs.get(name, ())] for name in names}
+            else:
+                value = ours + theirs
+            setattr(total, each.name, value)
+        return total
+
+    def text(self) -> str:
+        """Return the figures as lines."""
+        lines = [
+            f"{each.name:<22} {getattr(self, each.name):,}"
+            for each in fields(self)
+            if each.type in ("int", "float")
+        ]
+        trials = max(1, self.acked)
+        lines.append(f"{'bound at 95 %':<22} {3 / trials:.1e} of what was acknowledged")
+        for name, count in sorted(self.faults.items()):
+            worst = sorted(self.recovery.get(name, [0.0]))
+            lines.append(
+                f"{name:<22} {count:>5} times; lateness p50 {worst[len(worst) // 2]:.2f},"
+                f" max {worst[-1]:.2f} s"
+            )
+        return "\n".join([*lines, *self.examples[:20]])
+
+
+def read(path: Path) -> list[Line]:
+    """Return the lines that were written whole."""
+    lines: list[Line] = []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def check(
+    producer: Sequence[Line],
+    workers: Sequence[Line],
+    faults: Sequence[Line],
+    rows: Sequence[Line],
+    letters: Sequence[str],
+    ticks: Mapping[str, Sequence[float]],
+    *,
+    lease_seconds: float,
+    tick_seconds: float,
+) -> Verdict:
+    """Judge a run that has come to rest.
+
+    `rows` are the jobs (id, state, token, failures, lost_leases, max_attempts, reason, schedule_id,
+    queue, …), `letters` the ids of dead letters, `ticks` the fire times of each schedule.
+    """
+    verdict = Verdict()
+    by_id = {row["id"]: row for row in rows}
+    starts: dict[str, list[Line]] = defaultdict(list)
+    ends: dict[str, set[int]] = defaultdict(set)
+    for line in sorted(workers, key=lambda line: float(line["at"])):
+        if line["event"] == "start":
+            starts[line["job"]].append(line)
+        elif line["event"] == "end":
+            ends[line["job"]].add(line["token"])
+    given_up = {
+        (line["job"], line["token"]) for line in workers if line["event"] in ("failed", "cut")
+    }
+    _acknowledged(verdict, producer, by_id)
+    _executions(verdict, starts, given_up, lease_seconds)
+    _rows(verdict, by_id, ends, set(letters))
+    _ticks(verdict, producer, by_id, ticks, tick_seconds)
+    _recovery(verdict, faults, starts)
+    return verdict
+
+
+def _acknowledged(verdict: Verdict, producer: Sequence[Line], rows: Mapping[str, Line]) -> None:
+    jobs: dict[str, str] = {}
+    for line in producer:
+        if line["event"] == "acked":
+            verdict.acked += 1
+            if line["job"] not in rows:
+                _note(verdict, "lost", line)
+            if jobs.setdefault(line["key"], line["job"]) != line["job"]:
+                _note(verdict, "key_with_two_jobs", line)
+        elif line["event"] == "cancelled" and line["state"] == "cancelled":
+            verdict.cancelled += 1
+            if rows.get(line["job"], {}).get("state") != "cancelled":
+                _note(verdict, "sent_after_cancel", line)
+    unfinished = [row for row in rows.values() if row["state"] in ("scheduled", "running")]
+    for row in unfinished:
+        _note(verdict, "unfinished", row)
+
+
+def _executions(
+    verdict: Verdict,
+    starts: Mapping[str, list[Line]],
+    given_up: set[tuple[str, int]],
+    lease_seconds: float,
+) -> None:
+    for job, lines in starts.items():
+        verdict.executions += len(lines)
+        for line in lines:
+            verdict.lateness_max = max(verdict.lateness_max, line["at"] - line["due"])
+            if line["at"] < line["due"]:
+                _note(verdict, "early", line)
+        for before, line in pairwise(lines):
+            if line["token"] == before["token"]:
+                _note(verdict, "one_token_twice", line)
+            elif line["token"] < before["token"]:
+                _note(verdict, "tokens_went_back", line)
+            elif (job, before["token"]) not in given_up:
+                verdict.re_executions += 1
+                if line["at"] - before["at"] < LEASE_HELD * lease_seconds:
+                    _note(verdict, "overlapping_tokens", line)
+
+
+def _rows(
+    verdict: Verdict,
+    rows: Mapping[str, Line],
+    ends: Mapping[str, set[int]],
+    letters: set[str],
+) -> None:
+    for job, row in rows.items():
+        if row["state"] == "dead":
+            verdict.dead += 1
+            if job not in letters:
+                _note(verdict, "dead_without_letter", row)
+        elif job in letters:
+            _note(verdict, "letter_without_death", row)
+        if row["state"] == "succeeded" and row["token"] not in ends.get(job, ()):
+            _note(verdict, "stale_accepted", row)
+        if row["failures"] > row["max_attempts"]:
+            _note(verdict, "over_budget", row)
+
+
+def _ticks(
+    verdict: Verdict,
+    producer: Sequence[Line],
+    rows: Mapping[str, Line],
+    ticks: Mapping[str, Sequence[float]],
+    tick_seconds: float,
+) -> None:
+    """Match each time at which a schedule was due with one job of it (Jepsen's Chronos checker)."""
+    began = [line["at"] for line in producer if line["event"] == "schedules"]
+    ended = [line["at"] for line in producer if line["event"] == "schedules-end"]
+    if not began or not ended:
+        return
+    runs: Counter[str] = Counter(
+        row["schedule_id"]
+        for row in rows.values()
+        if row["schedule_id"] and row["reason"] != "schedule_changed"
+    )
+    for schedule, times in ticks.items():
+        due = [time for time in times if began[0] + tick_seconds < time < ended[0] - tick_seconds]
+        gaps = sum(round((after - before) / tick_seconds) - 1 for before, after in pairwise(due))
+        verdict.ticks_expected += len(due) + gaps
+        verdict.ticks_matched += len(due)
+        if gaps:
+            _note(verdict, "ticks_unmet", {"schedule": schedule, "gaps": gaps}, gaps)
+        extra = runs[schedule] - len(times)
+        if extra > 0:
+            _note(verdict, "ticks_extra", {"schedule": schedule, "extra": extra}, extra)
+
+
+def _recovery(verdict: Verdict, faults: Sequence[Line], starts: Mapping[str, list[Line]]) -> None:
+    firsts = sorted(
+        (lines[0]["due"], lines[0]["at"] - lines[0]["due"]) for lines in starts.values()
+    )
+    for fault in faults:
+        verdict.faults[fault["fault"]] += 1
+        after = [late for due, late in firsts if fault["at"] <= due < fault["at"] + 10]
+        verdict.recovery.setdefault(fault["fault"], []).append(max(after, default=0.0))
+
+
+def _note(verdict: Verdict, name: str, line: Line, count: int = 1) -> None:
+    setattr(verdict, name, getattr(verdict, name) + count)
+    verdict.examples.append(f"{name}: {dict(line)}")
+
+
+def over_limit(peaks: Iterable[int], limit: int) -> int:
+    """Return how many looks at a limited queue found more running than its limit."""
+    return sum(peak > limit for peak in peaks)

@@ -1,0 +1,127 @@
+"""Producers: they submit until they are answered, cancel some, and write down what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from typing import Any
+
+from chaos.house import House, now
+
+from tickwheel.client import Client
+from tickwheel.client.errors import ClientError, Conflict
+
+LEASE_SECONDS = 3.0
+LIMIT = 20
+"""`max_running` of the queue `side`."""
+SCHEDULES = 3
+TICK_SECONDS = 1.0
+_TIMEOUT_SECONDS = 4.0
+_PAUSE_SECONDS = 0.05
+
+
+class Producer:
+    """Submits at a steady rate, to any scheduler."""
+
+    def __init__(self, house: House, rng: random.Random, rate: float) -> None:
+        self._house = house
+        self._rng = rng
+        self._rate = rate
+        self._number = 0
+        self._turn = 0
+        self._clients = [
+            Client(url, timeout_seconds=_TIMEOUT_SECONDS, retries=0) for url in house.urls
+        ]
+        self._ledger = (house.folder / "producer.jsonl").open("ab", buffering=0)
+        self.counts: Counter[str] = Counter()
+
+    async def prepare(self) -> None:
+        """Set the queues' limits and define the schedules."""
+        client = self._clients[0]
+        await client.queues.put("default", {"lease_seconds": LEASE_SECONDS})
+        await client.queues.put("side", {"lease_seconds": LEASE_SECONDS, "max_running": LIMIT})
+        for number in range(SCHEDULES):
+            body = {
+                "interval_seconds": TICK_SECONDS,
+                "misfire": "fire_all",
+                "overlap": "allow",
+                "job": {"task": "tick", "args": {}, "max_attempts": 9},
+            }
+            await client.schedules.put(f"tick-{number}", body)
+        self._note("schedules", at=now())
+
+    async def run(self, seconds: float) -> None:
+        """Submit for so long; return when everything is answered."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        async with asyncio.TaskGroup() as group:
+            while (since := loop.time() - started) < seconds:
+                while self._number < since * self._rate:
+                    self._number += 1
+                    group.create_task(self._one(self._number))
+                await asyncio.sleep(0.02)
+
+    async def end(self) -> None:
+        """Delete the schedules, and say when: what is due after that is not expected."""
+        for number in range(SCHEDULES):
+            await self._until(lambda client, n=number: client.schedules.pause(f"tick-{n}"))
+        self._note("schedules-end", at=now())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self._ledger.close()
+        for client in self._clients:
+            await client.close()
+
+    async def _one(self, number: int) -> None:
+        rng = self._rng
+        dice = rng.random()
+        options: dict[str, Any] = {"queue": rng.choice(("default", "default", "side"))}
+        cancels = False
+        args: dict[str, float]
+        if dice < 0.02:
+            task, args = "flaky", {"times": 99}
+            options |= {"max_attempts": 2, "retry_policy": {"initial_seconds": 0.2}}
+        elif dice < 0.10:
+            task, args = "flaky", {"times": 1}
+            options |= {"retry_policy": {"initial_seconds": 0.2}}
+        elif dice < 0.102:
+            task, args = "poison", {}
+            options |= {"on_lost_lease": "dead"}
+        else:
+            task, args = "note", {"seconds": rng.choice((0.0, 0.05, 0.2, 2.0))}
+            cancels = rng.random() < 0.05
+        delay = 6.0 if cancels else rng.choice((None, None, 0.5, 2.0))
+        key = f"job-{number}"
+        asked = now()
+        job = await self._until(
+            lambda client: client.submit(task, args, delay=delay, idempotency_key=key, **options)
+        )
+        due = asked + (delay or 0.0)
+        self._note("acked", job=job["id"], key=key, due=due, task=task, at=now())
+        if cancels:
+            await asyncio.sleep(rng.uniform(0, 2))
+            try:
+                job = await self._until(lambda client: client.cancel(job["id"]))
+            except Conflict:
+                return
+            self._note("cancelled", job=job["id"], state=job["state"], at=now())
+
+    async def _until(self, call: Any) -> Any:
+        """Call one scheduler after the other until one answers."""
+        while True:
+            self._turn += 1
+            client = self._clients[self._turn % len(self._clients)]
+            try:
+                return await call(client)
+            except Conflict:
+                raise
+            except (ClientError, TimeoutError) as error:
+                self.counts[type(error).__name__] += 1
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    def _note(self, event: str, **fields: Any) -> None:
+        self._ledger.write(json.dumps({"event": event, **fields}).encode() + b"\n")
+        self.counts[event] += 1

@@ -1,0 +1,117 @@
+"""Chaos: real processes, real faults, and a checker that believes nobody.
+
+`MINUTES` and `SEED` make it longer and another; `CHAOS_KEEP` is a folder that keeps what everybody
+wrote, and to whose `verdicts.jsonl` the verdict is added.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from chaos.checker import Verdict, check, over_limit, read
+from chaos.house import SCHEMA, House, house
+from chaos.monkey import Monkey
+from chaos.producer import LEASE_SECONDS, LIMIT, TICK_SECONDS, Producer
+
+MINUTES = float(os.environ.get("MINUTES", "1"))
+SEED = int(os.environ.get("SEED", "1"))
+RATE = float(os.environ.get("RATE", "60"))
+REST_SECONDS_MAX = 120.0
+LOOK_SECONDS = 0.1
+
+
+async def _watch_limit(dsn: str, peaks: list[int]) -> None:
+    """Count again and again what runs of the limited queue."""
+    query = f"""
+        SELECT count(*) FROM {SCHEMA}.jobs j
+        WHERE state = 'running' AND queue = 'side'
+    """
+    while True:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=5)
+            try:
+                while True:
+                    peaks.append(await connection.fetchval(query))
+                    await asyncio.sleep(LOOK_SECONDS)
+            finally:
+                connection.terminate()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _rest(running: House) -> None:
+    """Wait until every job has ended."""
+    async with asyncio.timeout(REST_SECONDS_MAX):
+        while await running.unfinished():
+            await asyncio.sleep(0.2)
+
+
+async def _verdict(running: House, peaks: list[int]) -> Verdict:
+    connection = await asyncpg.connect(running.dsn)
+    try:
+        rows = await connection.fetch(
+            "SELECT id::text, state, fencing_token AS token, failures, lost_leases, max_attempts,"
+            f" reason, schedule_id, queue FROM {SCHEMA}.jobs"
+        )
+        letters = await connection.fetch(f"SELECT id::text FROM {SCHEMA}.dead_letters")
+        ticks: dict[str, list[float]] = {}
+        for row in await connection.fetch(
+            "SELECT schedule_id, extract(epoch FROM fire_time)::float8 AS at"
+            f" FROM {SCHEMA}.schedule_ticks ORDER BY fire_time"
+        ):
+            ticks.setdefault(row["schedule_id"], []).append(row["at"])
+    finally:
+        await connection.close()
+    workers = [line for path in running.ledger_files for line in read(path)]
+    verdict = check(
+        read(running.folder / "producer.jsonl"),
+        workers,
+        read(running.folder / "faults.jsonl"),
+        [dict(row) for row in rows],
+        [row[0] for row in letters],
+        ticks,
+        lease_seconds=LEASE_SECONDS,
+        tick_seconds=TICK_SECONDS,
+    )
+    verdict.over_limit = over_limit(peaks, LIMIT)
+    return verdict
+
+
+def _keep(verdict: Verdict, folder: Path) -> None:
+    kept = os.environ.get("CHAOS_KEEP")
+    if kept:
+        line: dict[str, Any] = {"seed": SEED, "minutes": MINUTES, **vars(verdict)}
+        with (Path(kept) / "verdicts.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for path in (*folder.glob("*.jsonl"), *folder.glob("*.log")):
+            shutil.copy(path, Path(kept) / f"{SEED}-{path.name}")
+
+
+async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
+    with tempfile.TemporaryDirectory(prefix="tickwheel-chaos-") as name:
+        async with house(Path(name), schedulers=3, workers=3) as running:
+            producer = Producer(running, random.Random(SEED), RATE)
+            await producer.prepare()
+            monkey = Monkey(running, random.Random(SEED + 1))
+            peaks: list[int] = []
+            watching = asyncio.create_task(_watch_limit(running.dsn, peaks))
+            await asyncio.gather(producer.run(MINUTES * 60), monkey.run(MINUTES * 60))
+            await running.ready()
+            await producer.end()
+            await _rest(running)
+            watching.cancel()
+            verdict = await _verdict(running, peaks)
+            await producer.close()
+        _keep(verdict, Path(name))
+    print(verdict.text(), dict(producer.counts))
+    assert verdict.ok, verdict.text()
+    assert verdict.acked > MINUTES * 60 * RATE * 0.5
+    assert verdict.ticks_matched

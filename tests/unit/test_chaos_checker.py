@@ -1,0 +1,194 @@
+"""The checker of chaos: what it must find, and that it finds nothing where nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos.checker import FORBIDDEN, Line, Verdict, check, over_limit, read
+
+TICKS = [10.0, 11.0, 12.0, 13.0]
+
+
+@dataclass
+class Run:
+    """What was written in a good run: two jobs, the second of which was tried twice; a schedule."""
+
+    producer: list[dict[str, Any]] = field(default_factory=list)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    letters: list[str] = field(default_factory=list)
+    ticks: dict[str, list[float]] = field(default_factory=dict)
+
+    def verdict(self) -> Verdict:
+        faults = [{"fault": "F0", "at": 1.0}]
+        return check(
+            self.producer,
+            self.workers,
+            faults,
+            self.rows,
+            self.letters,
+            self.ticks,
+            lease_seconds=3.0,
+            tick_seconds=1.0,
+        )
+
+
+def row(job: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": job,
+        "state": "succeeded",
+        "token": 1,
+        "failures": 0,
+        "lost_leases": 0,
+        "max_attempts": 3,
+        "reason": None,
+        "schedule_id": None,
+        "queue": "default",
+        **fields,
+    }
+
+
+def ran(job: str, event: str, token: int, at: float) -> dict[str, Any]:
+    return {"event": event, "job": job, "token": token, "due": 1.0, "at": at}
+
+
+def good() -> Run:
+    run = Run()
+    for job in ("a", "b", "c"):
+        run.producer.append({"event": "acked", "job": job, "key": f"key of {job}"})
+    run.producer += [
+        {"event": "cancelled", "job": "c", "state": "cancelled"},
+        {"event": "schedules", "at": 9.5},
+        {"event": "schedules-end", "at": 14.0},
+    ]
+    run.workers = [
+        ran("a", "start", 1, 1.1),
+        ran("a", "end", 1, 1.2),
+        ran("b", "start", 1, 1.1),
+        ran("b", "start", 2, 4.2),
+        ran("b", "failed", 2, 4.3),
+        ran("b", "start", 3, 4.4),
+        ran("d", "start", 1, 1.3),
+    ]
+    run.rows = [
+        row("a"),
+        row("b", token=3, state="dead", failures=3),
+        row("c", token=0, state="cancelled"),
+        row("d", state="dead"),
+    ]
+    run.letters = ["b", "d"]
+    run.ticks = {"tick": TICKS}
+    for number, at in enumerate(TICKS):
+        job = f"tick-{number}"
+        run.rows.append(row(job, schedule_id="tick"))
+        run.workers += [ran(job, event, 1, at) | {"due": at} for event in ("start", "end")]
+    return run
+
+
+def test_a_good_run_is_called_good_and_counted() -> None:
+    verdict = good().verdict()
+    assert verdict.ok, verdict.text()
+    assert (verdict.acked, verdict.executions, verdict.re_executions) == (3, 9, 1)
+    assert (verdict.dead, verdict.cancelled) == (2, 1)
+    assert (verdict.ticks_expected, verdict.ticks_matched) == (2, 2)
+    assert verdict.recovery == {"F0": [pytest.approx(0.3)]}
+    assert verdict.plus(verdict).executions == 18
+
+
+def _lost(run: Run) -> None:
+    run.producer.append({"event": "acked", "job": "x", "key": "key of x"})
+
+
+def _early(run: Run) -> None:
+    run.workers[0]["at"] = 0.999
+
+
+def _one_token_twice(run: Run) -> None:
+    run.workers.append(ran("a", "start", 1, 9.0))
+
+
+def _overlapping_tokens(run: Run) -> None:
+    run.workers[3]["at"] = 3.4
+
+
+def _tokens_went_back(run: Run) -> None:
+    run.workers.append(ran("b", "start", 2, 9.0))
+    run.workers[3] = ran("b", "start", 4, 4.2)
+    run.workers[4]["token"] = 4
+    run.workers[5] = ran("b", "start", 5, 4.4)
+
+
+def _stale_accepted(run: Run) -> None:
+    run.workers[1]["token"] = 2
+
+
+def _sent_after_cancel(run: Run) -> None:
+    run.rows[2]["state"] = "dead"
+    run.letters.append("c")
+
+
+def _key_with_two_jobs(run: Run) -> None:
+    run.producer.append({"event": "acked", "job": "b", "key": "key of a"})
+
+
+def _dead_without_letter(run: Run) -> None:
+    run.letters.remove("b")
+
+
+def _letter_without_death(run: Run) -> None:
+    run.letters.append("a")
+
+
+def _over_budget(run: Run) -> None:
+    run.rows[1]["failures"] = 4
+
+
+def _ticks_unmet(run: Run) -> None:
+    run.ticks["tick"] = [10.0, 11.0, 13.0, 14.0]
+    run.producer[-1]["at"] = 15.0
+
+
+def _ticks_extra(run: Run) -> None:
+    run.rows.append(row("tick-x", schedule_id="tick", state="cancelled"))
+
+
+def _unfinished(run: Run) -> None:
+    run.rows[0]["state"] = "running"
+
+
+BREACHES: dict[str, Callable[[Run], None]] = {
+    name[1:]: breach
+    for name, breach in list(globals().items())
+    if name[0] == "_" and name[1:] in FORBIDDEN
+}
+
+
+def test_every_promise_has_its_breach() -> None:
+    assert BREACHES.keys() | {"over_limit"} == set(FORBIDDEN)
+
+
+@pytest.mark.parametrize("name", BREACHES)
+def test_a_breach_is_found_and_called_by_its_name(name: str) -> None:
+    run = good()
+    BREACHES[name](run)
+    verdict = run.verdict()
+    found = {each for each in FORBIDDEN if getattr(verdict, each)}
+    assert found == {name}
+    assert not verdict.ok
+    assert name in verdict.text()
+
+
+def test_more_running_than_the_limit_is_found_at_every_look() -> None:
+    assert over_limit([19, 20, 21, 25], 20) == 2
+
+
+def test_a_line_that_its_writer_could_not_finish_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert read(path) == []
+    path.write_bytes(b'{"event": "start"}\n{"event": "en')
+    lines: list[Line] = read(path)
+    assert lines == [{"event": "start"}]

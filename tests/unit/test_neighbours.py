@@ -1,0 +1,37 @@
+"""The other schedulers, as they were last seen."""
+
+from __future__ import annotations
+
+import random
+
+from tickwheel.core.ids import mint
+from tickwheel.core.neighbours import COMPANY_MS, Neighbours
+from tickwheel.core.ports_cluster import Member, Owned
+
+A, B, C = (
+    Member("a", "http://a", 1),
+    Member("b", "http://b", 2),
+    Member("c", "", 3),
+)
+
+
+def test_who_is_not_known_owns_nothing_and_serves_nobody() -> None:
+    neighbours = Neighbours()
+    job_id = mint(1, 0, random.Random(1))
+    assert (neighbours.owner(job_id), neighbours.eldest, neighbours.serving) == (None, "", [])
+    neighbours.look([A, C], {0: Owned("b", 5), 1: Owned("a", 5)}, 0)
+    assert neighbours.owner(job_id) is None
+    assert neighbours.owner(mint(1, 1, random.Random(1))) == "a"
+    assert neighbours.owner(mint(1, 2, random.Random(1))) is None
+    assert neighbours.serving == [A]
+    assert neighbours.eldest == "a"
+
+
+def test_company_is_remembered_for_ten_minutes() -> None:
+    neighbours = Neighbours()
+    neighbours.look([A], {}, 0)
+    assert not neighbours.had_company(0)
+    neighbours.look([A, B], {}, 1_000)
+    neighbours.look([A], {}, 2_000)
+    assert neighbours.had_company(1_000 + COMPANY_MS - 1)
+    assert not neighbours.had_company(1_000 + COMPANY_MS)

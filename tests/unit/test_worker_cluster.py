@@ -1,0 +1,354 @@
+"""A worker and several schedulers: it finds them, shares its slots, and follows its leases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from time import monotonic
+
+import pytest
+from fake_scheduler import FakeScheduler
+
+from tickwheel.client import Worker, renewal, session
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeScheduler]]:
+    monkeypatch.setattr(renewal, "IDLE_SECONDS", 0.05)
+    with ExitStack() as stack:
+        fakes = [stack.enter_context(FakeScheduler()) for _ in range(3)]
+        for number, fake in enumerate(fakes):
+            fake.scheduler_id = f"boot-{number}"
+        yield fakes
+
+
+def introduce(*fakes: FakeScheduler) -> None:
+    known = [{"id": fake.scheduler_id, "url": fake.url} for fake in fakes]
+    for fake in fakes:
+        fake.schedulers = known
+
+
+async def polled(fake: FakeScheduler, slots: dict[str, int]) -> None:
+    """Wait until somebody has asked for so much."""
+    await fake.until(lambda: any(asked.body["slots"] == slots for asked in fake.asked("poll")))
+
+
+@asynccontextmanager
+async def held(*fakes: FakeScheduler) -> AsyncIterator[asyncio.Event]:
+    """A worker that knows the first and has polled all; its task `wait` goes on once that is set."""
+    introduce(*fakes)
+    worker = Worker(fakes[0].url)
+    over = asyncio.Event()
+
+    @worker.task
+    async def wait() -> None:
+        await over.wait()
+
+    async with worker:
+        for fake in fakes:
+            await fake.until(partial(fake.asked, "poll"))
+        yield over
+
+
+async def moved(giver: FakeScheduler, taker: FakeScheduler) -> str:
+    """Have a job run whose lease goes from one to the other; return its id."""
+    job_id = giver.offer("wait", lease_seconds=1.0)
+    await giver.until(lambda: job_id in giver.items("running"))
+    giver.moved[job_id] = taker.scheduler_id
+    await taker.reported("running", job_id)
+    return job_id
+
+
+async def test_a_worker_that_knows_one_scheduler_finds_the_others(
+    fakes: list[FakeScheduler],
+) -> None:
+    introduce(*fakes)
+    worker = Worker(fakes[0].url)
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        for fake in fakes:
+            await fake.reported("succeeded", fake.offer("run"))
+    for fake in fakes:
+        assert len(fake.asked("register")) == 1
+
+
+async def test_the_same_scheduler_under_another_name_is_met_once(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, _ = fakes
+    introduce(first, second)
+    worker = Worker(first.url.replace("127.0.0.1", "localhost"))
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        for fake in (second, first):
+            await fake.reported("succeeded", fake.offer("run"))
+    assert len(first.asked("register")) == 1
+
+
+async def test_slots_are_shared_among_all(fakes: list[FakeScheduler]) -> None:
+    introduce(*fakes[:2])
+    worker = Worker(fakes[0].url, queues={"default": 8})
+    async with worker:
+        for fake in fakes[:2]:
+            await polled(fake, {"default": 4})
+
+
+async def test_a_scheduler_that_comes_later_is_found_by_the_next_poll(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, _ = fakes
+    worker = Worker(first.url)
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        await first.reported("succeeded", first.offer("run"))
+        introduce(first, second)
+        await first.reported("succeeded", first.offer("run"))
+        await second.reported("succeeded", second.offer("run"))
+
+
+async def test_an_attempt_whose_lease_has_moved_is_shown_to_its_new_owner(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, third = fakes
+    async with held(first, second, third) as over:
+        job_id = await moved(first, third)
+        over.set()
+        await third.reported("succeeded", job_id)
+    assert job_id not in first.items("succeeded")
+    assert job_id not in second.items("running")
+
+
+async def test_an_attempt_goes_from_one_to_the_next_until_somebody_keeps_it(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, _ = fakes
+    async with held(first, second) as over:
+        job_id = first.offer("wait", lease_seconds=1.0)
+        await first.until(lambda: job_id in first.items("running"))
+        first.moved[job_id] = second.moved[job_id] = None
+        await second.reported("running", job_id)
+        del first.moved[job_id]
+        count = len(first.asked("report"))
+        await first.until(lambda: len(first.asked("report")) > count)
+        over.set()
+        await first.until(
+            lambda: job_id in {**first.items("succeeded"), **second.items("succeeded")}
+        )
+
+
+@pytest.mark.parametrize("told_before", [False, True])
+async def test_a_session_with_a_scheduler_that_is_gone_ends_and_the_others_are_told(
+    fakes: list[FakeScheduler], told_before: bool
+) -> None:
+    """Whether the others tell that it is gone before it stops to answer, or after."""
+    first, second, _ = fakes
+    introduce(first, second)
+    worker = Worker(first.url, queues={"default": 4})
+    over = asyncio.Event()
+
+    @worker.task
+    async def wait() -> None:
+        await over.wait()
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        await second.until(partial(second.asked, "poll"))
+        job_id = second.offer("wait")
+        await second.until(lambda: job_id in second.items("running"))
+        [gone_id] = {asked.worker_id for asked in second.asked("poll")}
+        if told_before:
+            first.schedulers = first.schedulers[:1]
+            await first.reported("succeeded", first.offer("run"))
+        for verb in ("report", "poll", "register"):
+            second.refuse(verb, 503, "unavailable", times=10_000)
+        second.forget_workers()
+        before = len(second.asked("report")) + len(second.asked("register"))
+        await second.until(
+            lambda: len(second.asked("report")) + len(second.asked("register")) > before
+        )
+        if not told_before:
+            first.schedulers = first.schedulers[:1]
+            await first.reported("succeeded", first.offer("run"))
+        await first.until(lambda: first.gone() == [gone_id])
+        assert first.kept() == [job_id]
+        await first.until(lambda: job_id in first.items("running"))
+        over.set()
+        await first.reported("succeeded", job_id)
+        await first.reported("succeeded", first.offer("run"))
+        await polled(first, {"default": 4})
+
+
+async def test_a_session_that_the_scheduler_forgot_is_called_gone_but_for_what_runs(
+    fakes: list[FakeScheduler],
+) -> None:
+    fake = fakes[0]
+    worker = Worker(fake.url)
+    over = asyncio.Event()
+
+    @worker.task
+    async def wait() -> None:
+        await over.wait()
+
+    async with worker:
+        job_id = fake.offer("wait")
+        await fake.until(lambda: job_id in fake.items("running"))
+        [old_id] = {asked.worker_id for asked in fake.asked("poll")}
+        fake.forget_workers()
+        await fake.until(lambda: fake.gone() == [old_id])
+        assert fake.kept() == [job_id]
+        over.set()
+        await fake.reported("succeeded", job_id)
+
+
+async def test_what_another_scheduler_looks_after_now_goes_on_although_its_session_is_gone(
+    fakes: list[FakeScheduler],
+) -> None:
+    """Found by chaos: it was released, and run a second time."""
+    first, second, _ = fakes
+    async with held(first, second) as over:
+        job_id = await moved(first, second)
+        [old_id] = {asked.worker_id for asked in first.asked("poll")}
+        first.forget_workers()
+        await first.until(lambda: first.gone() == [old_id])
+        assert first.kept() == [job_id]
+        over.set()
+
+
+async def test_an_attempt_that_nobody_keeps_does_not_go_round_and_round(
+    fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HOP_SECONDS", 0.3)
+    monkeypatch.setattr(renewal, "IDLE_SECONDS", 3_600.0)
+    first, second, _ = fakes
+
+    def shown(fake: FakeScheduler) -> int:
+        return sum(
+            "running" in asked.body and bool(asked.body["running"])
+            for asked in fake.asked("report")
+        )
+
+    async with held(first, second) as over:
+        first.moved["job-2"] = second.moved["job-2"] = None
+        assert first.offer("wait") == "job-2"
+        await second.until(lambda: shown(second) == 1)
+        began = monotonic()
+        await second.until(lambda: shown(second) == 2)
+        assert monotonic() - began >= 2 * session.HOP_SECONDS
+        over.set()
+
+
+async def test_a_session_is_not_called_gone_before_the_end_of_a_job_of_it_is_answered(
+    fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HAND_OVER_FAILURES", 2)
+    first, second, _ = fakes
+    async with held(first, second) as over:
+        job_id = await moved(first, second)
+        second.refuse("report", 503, "unavailable", times=10_000)
+        over.set()
+        await second.reported("succeeded", job_id)
+        first.forget_workers()
+        await first.until(lambda: len(first.gone()) == 1)
+        assert first.kept() == []
+        assert job_id in first.items("succeeded")
+
+
+async def test_a_job_whose_lease_was_lost_is_not_called_one_that_reached_nobody(
+    fakes: list[FakeScheduler],
+) -> None:
+    """Else it would be given back free of charge, though it has run."""
+    fake = fakes[0]
+    worker = Worker(fake.url)
+    stopped = asyncio.Event()
+
+    @worker.task
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with worker:
+        await fake.until(partial(fake.asked, "poll"))
+        [old_id] = {asked.worker_id for asked in fake.asked("poll")}
+        fake.stale.add("job-2")
+        assert fake.offer("wait") == "job-2"
+        await stopped.wait()
+        fake.forget_workers()
+        await fake.until(lambda: fake.gone() == [old_id])
+        assert fake.kept() == ["job-2"]
+
+
+async def test_a_scheduler_that_refuses_workers_ends_none_that_others_sent_there(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, _ = fakes
+    introduce(first, second)
+    second.refuse("register", 422, "too_many_workers", times=10_000)
+    worker = Worker(first.url)
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        await second.until(lambda: len(second.asked("register")) > 2)
+        await first.reported("succeeded", first.offer("run"))
+
+
+async def test_a_scheduler_that_tells_of_no_other_is_alone(fakes: list[FakeScheduler]) -> None:
+    first, second, _ = fakes
+    introduce(first, second)
+    worker = Worker(first.url, queues={"default": 4})
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        await second.until(partial(second.asked, "poll"))
+        [gone_id] = {asked.worker_id for asked in second.asked("poll")}
+        for verb in ("report", "poll", "register"):
+            second.refuse(verb, 503, "unavailable", times=10_000)
+        second.forget_workers()
+        first.schedulers = []
+        await first.reported("succeeded", first.offer("run"))
+        await first.until(lambda: first.gone() == [gone_id])
+        await first.reported("succeeded", first.offer("run"))
+        await polled(first, {"default": 4})
+
+
+async def test_an_end_is_reported_to_another_while_a_session_cannot_be_registered(
+    fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HAND_OVER_FAILURES", 2)
+    first, second, _ = fakes
+    introduce(first, second)
+    worker = Worker([first.url, second.url])
+    over = asyncio.Event()
+
+    @worker.task
+    async def wait() -> None:
+        await over.wait()
+
+    async with worker:
+        for fake in (first, second):
+            await fake.until(partial(fake.asked, "poll"))
+        job_id = first.offer("wait")
+        await first.until(lambda: job_id in first.items("running"))
+        first.refuse("register", 503, "unavailable", times=10_000)
+        first.forget_workers()
+        await first.until(lambda: len(first.asked("register")) > 1)
+        over.set()
+        await second.reported("succeeded", job_id)
