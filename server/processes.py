@@ -13,9 +13,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from .serve import CannotStart, ServeOptions, embedded, signals
+
+T = TypeVar("T")
 
 AGAIN_SECONDS = 1.0
 """How long after a process has ended by itself it is started again."""
@@ -40,11 +43,11 @@ async def supervise(options: ServeOptions, count: int) -> None:
         tasks: list[asyncio.Task[None]] = []
         try:
             for child in children:
-                if await child.start():
-                    tasks.append(asyncio.create_task(child.keep()))
+                tasks.append(asyncio.create_task(child.live()))
+                await child.listening
             await stopping.wait()
         finally:
-            await asyncio.gather(*[child.stop() for child in children])
+            stopping.set()
             await asyncio.gather(*tasks)
 
 
@@ -59,7 +62,7 @@ def arguments(options: ServeOptions, port: int) -> list[str]:
 
 
 class _Child:
-    """One scheduler's process."""
+    """One scheduler's process. `listening` is done once it listened, ended, or was told to end."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], stopping: asyncio.Event
@@ -67,14 +70,31 @@ class _Child:
         self._command = command
         self._environment = environment
         self._stopping = stopping
-        self._process: asyncio.subprocess.Process | None = None
+        self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def start(self) -> bool:
-        """Start it and wait until it listens; False if the end has come meanwhile.
+    async def live(self) -> None:
+        """Run it until the end, again whenever it ends by itself.
 
-        Raises `CannotStart` if it ended instead: it has said why on the standard error.
+        `listening` raises `CannotStart` if it ended instead: it has said why on the standard error.
         """
-        self._process = await asyncio.create_subprocess_exec(
+        while True:
+            try:
+                status: object = await self._run()
+            except OSError as error:  # there is no room for another process
+                status = error
+            if not self.listening.done():
+                self.listening.set_exception(CannotStart("a scheduler did not start"))
+                return
+            if self._stopping.is_set():
+                return
+            print(f"tickwheel: a scheduler ended ({status}); again", file=sys.stderr, flush=True)
+            await self._unless_stopping(asyncio.sleep(AGAIN_SECONDS))
+            if self._stopping.is_set():
+                return
+
+    async def _run(self) -> int:
+        """Run one process to its end and return its status."""
+        process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
             _PROGRAM,
@@ -83,39 +103,32 @@ class _Child:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the parent, which hands it on once
         )
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
+        assert process.stdout is not None
+        line = await self._unless_stopping(process.stdout.readline())
         if line:
             print(line.decode().rstrip(), flush=True)
-            return True
-        await self._process.wait()
-        if not self._stopping.is_set():
-            raise CannotStart("a scheduler did not start")
-        return False
+        if not self.listening.done() and (line or self._stopping.is_set()):
+            self.listening.set_result(None)
+        await self._unless_stopping(process.wait())
+        if process.returncode is None:
+            await _end(process)
+        return await process.wait()
 
-    async def keep(self) -> None:
-        """Start it again whenever it ends, until the end."""
-        while True:
-            assert self._process is not None
-            status = await self._process.wait()
-            if self._stopping.is_set():
-                return
-            print(f"tickwheel: a scheduler ended ({status}); again", file=sys.stderr, flush=True)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), AGAIN_SECONDS)
-                return
-            with contextlib.suppress(CannotStart):
-                await self.start()
+    async def _unless_stopping(self, what: Coroutine[Any, Any, T]) -> T | None:
+        """Return what comes of it, or None as soon as this is the end."""
+        work, end = asyncio.create_task(what), asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (work, end):
+            task.cancel()
+        await asyncio.gather(work, end, return_exceptions=True)
+        return None if work.cancelled() else work.result()
 
-    async def stop(self) -> None:
-        """End it in good order, and in the end not."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), KILL_SECONDS)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End it in good order, and in the end not."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), KILL_SECONDS)
+        except TimeoutError:
+            process.kill()
