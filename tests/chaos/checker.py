@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ class Verdict:
     ticks_unmet: int = 0
     ticks_extra: int = 0
     over_limit: int = 0
+    looks: int = 0
+    """How often it was looked what runs of the limited queue."""
     unfinished: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     recovery: dict[str, list[float]] = field(default_factory=dict)
@@ -136,7 +139,7 @@ def check(
     """Judge a run that has come to rest.
 
     `rows` are the jobs (id, state, token, failures, lost_leases, max_attempts, reason, schedule_id,
-    queue, …), `letters` the ids of dead letters, `ticks` the fire times of each schedule.
+    queue, tags, …), `letters` the ids of dead letters, `ticks` the fire times of each schedule.
     """
     verdict = Verdict()
     by_id = {row["id"]: row for row in rows}
@@ -148,9 +151,12 @@ def check(
         elif line["event"] == "end":
             ends[line["job"]].add(line["token"])
     given_up = {
-        (line["job"], line["token"]) for line in workers if line["event"] in ("failed", "cut")
+        (line["job"], line["token"]): float(line["at"])
+        for line in workers
+        if line["event"] in ("failed", "cut")
     }
     _acknowledged(verdict, producer, by_id)
+    _cancelled(verdict, producer, by_id, starts)
     _executions(verdict, starts, given_up, lease_seconds)
     _rows(verdict, by_id, ends, set(letters))
     _ticks(verdict, producer, by_id, ticks, tick_seconds)
@@ -159,27 +165,40 @@ def check(
 
 
 def _acknowledged(verdict: Verdict, producer: Sequence[Line], rows: Mapping[str, Line]) -> None:
-    jobs: dict[str, str] = {}
     for line in producer:
         if line["event"] == "acked":
             verdict.acked += 1
             if line["job"] not in rows:
                 _note(verdict, "lost", line)
-            if jobs.setdefault(line["key"], line["job"]) != line["job"]:
-                _note(verdict, "key_with_two_jobs", line)
-        elif line["event"] == "cancelled" and line["state"] == "cancelled":
-            verdict.cancelled += 1
-            if rows.get(line["job"], {}).get("state") != "cancelled":
-                _note(verdict, "sent_after_cancel", line)
-    unfinished = [row for row in rows.values() if row["state"] in ("scheduled", "running")]
-    for row in unfinished:
-        _note(verdict, "unfinished", row)
+    # Every job of a producer has its key for a tag, so a second one shows even if it is unheard of.
+    keys = Counter(tag for row in rows.values() for tag in row["tags"] or ())
+    for key, count in keys.items():
+        if count > 1:
+            _note(verdict, "key_with_two_jobs", {"key": key, "jobs": count}, count - 1)
+    for row in rows.values():
+        if row["state"] in ("scheduled", "running"):
+            _note(verdict, "unfinished", row)
+
+
+def _cancelled(
+    verdict: Verdict,
+    producer: Sequence[Line],
+    rows: Mapping[str, Line],
+    starts: Mapping[str, list[Line]],
+) -> None:
+    for line in producer:
+        if line["event"] != "cancelled" or line["state"] != "cancelled":
+            continue
+        verdict.cancelled += 1
+        after = [start for start in starts.get(line["job"], ()) if start["at"] > line["at"]]
+        if after or rows.get(line["job"], {}).get("state") != "cancelled":
+            _note(verdict, "sent_after_cancel", line)
 
 
 def _executions(
     verdict: Verdict,
     starts: Mapping[str, list[Line]],
-    given_up: set[tuple[str, int]],
+    given_up: Mapping[tuple[str, int], float],
     lease_seconds: float,
 ) -> None:
     for job, lines in starts.items():
@@ -193,7 +212,7 @@ def _executions(
                 _note(verdict, "one_token_twice", line)
             elif line["token"] < before["token"]:
                 _note(verdict, "tokens_went_back", line)
-            elif (job, before["token"]) not in given_up:
+            elif line["at"] < given_up.get((job, before["token"]), float("inf")):
                 verdict.re_executions += 1
                 if line["at"] - before["at"] < LEASE_HELD * lease_seconds:
                     _note(verdict, "overlapping_tokens", line)
@@ -225,8 +244,11 @@ def _ticks(
     ticks: Mapping[str, Sequence[float]],
     tick_seconds: float,
 ) -> None:
-    """Match each time at which a schedule was due with one job of it (Jepsen's Chronos checker)."""
-    began = [line["at"] for line in producer if line["event"] == "schedules"]
+    """Match each time at which a schedule was due with one job of it (Jepsen's Chronos checker).
+
+    That is from when all were there until they were paused, but for a tick at both ends.
+    """
+    began = [line for line in producer if line["event"] == "schedules"]
     ended = [line["at"] for line in producer if line["event"] == "schedules-end"]
     if not began or not ended:
         return
@@ -235,9 +257,15 @@ def _ticks(
         for row in rows.values()
         if row["schedule_id"] and row["reason"] != "schedule_changed"
     )
-    for schedule, times in ticks.items():
-        due = [time for time in times if began[0] + tick_seconds < time < ended[0] - tick_seconds]
+    first, last = began[0]["at"] + tick_seconds, ended[0] - tick_seconds
+    for schedule in began[0]["ids"]:
+        times = ticks.get(schedule, ())
+        due = [time for time in times if first < time < last]
         gaps = sum(round((after - before) / tick_seconds) - 1 for before, after in pairwise(due))
+        if due:
+            gaps += sum(ceil(edge / tick_seconds) - 1 for edge in (due[0] - first, last - due[-1]))
+        else:
+            gaps = int((last - first) / tick_seconds)
         verdict.ticks_expected += len(due) + gaps
         verdict.ticks_matched += len(due)
         if gaps:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 from chaos.house import House, now
@@ -18,6 +19,7 @@ LIMIT = 20
 """`max_running` of the queue `side`."""
 SCHEDULES = 3
 TICK_SECONDS = 1.0
+CAUGHT_UP_LOOKS = 100
 _TIMEOUT_SECONDS = 4.0
 _PAUSE_SECONDS = 0.05
 
@@ -50,7 +52,7 @@ class Producer:
                 "job": {"task": "tick", "args": {}, "max_attempts": 9},
             }
             await client.schedules.put(f"tick-{number}", body)
-        self._note("schedules", at=now())
+        self._note("schedules", ids=[f"tick-{number}" for number in range(SCHEDULES)], at=now())
 
     async def run(self, seconds: float) -> None:
         """Submit for so long; return when everything is answered."""
@@ -64,10 +66,23 @@ class Producer:
                 await asyncio.sleep(0.02)
 
     async def end(self) -> None:
-        """Delete the schedules, and say when: what is due after that is not expected."""
+        """Pause the schedules, once they have caught up, and say when.
+
+        What is due after that is not expected.
+        """
+        for number in range(SCHEDULES):
+            await self._caught_up(f"tick-{number}")
         for number in range(SCHEDULES):
             await self._until(lambda client, n=number: client.schedules.pause(f"tick-{n}"))
         self._note("schedules-end", at=now())
+
+    async def _caught_up(self, schedule_id: str) -> None:
+        """Wait, for a while, until a schedule's next time is ahead."""
+        for _ in range(CAUGHT_UP_LOOKS):
+            schedule = await self._until(lambda client: client.schedules.get(schedule_id))
+            if datetime.fromisoformat(schedule["next_fire_times"][0]).timestamp() > now():
+                return
+            await asyncio.sleep(0.2)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -91,10 +106,13 @@ class Producer:
             task, args = "poison", {}
             options |= {"on_lost_lease": "dead"}
         else:
-            task, args = "note", {"seconds": rng.choice((0.0, 0.05, 0.2, 2.0))}
+            # Some run for longer than their lease, so they live from renewals.
+            seconds = 5.0 if rng.random() < 0.05 else rng.choice((0.0, 0.05, 0.2, 2.0))
+            task, args = "note", {"seconds": seconds}
             cancels = rng.random() < 0.05
         delay = 6.0 if cancels else rng.choice((None, None, 0.5, 2.0))
         key = f"job-{number}"
+        options["tags"] = [key]
         asked = now()
         job = await self._until(
             lambda client: client.submit(task, args, delay=delay, idempotency_key=key, **options)

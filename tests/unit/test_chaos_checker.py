@@ -48,6 +48,7 @@ def row(job: str, **fields: Any) -> dict[str, Any]:
         "reason": None,
         "schedule_id": None,
         "queue": "default",
+        "tags": None,
         **fields,
     }
 
@@ -61,8 +62,8 @@ def good() -> Run:
     for job in ("a", "b", "c"):
         run.producer.append({"event": "acked", "job": job, "key": f"key of {job}"})
     run.producer += [
-        {"event": "cancelled", "job": "c", "state": "cancelled"},
-        {"event": "schedules", "at": 9.5},
+        {"event": "cancelled", "job": "c", "state": "cancelled", "at": 2.0},
+        {"event": "schedules", "at": 9.5, "ids": ["tick"]},
         {"event": "schedules-end", "at": 14.0},
     ]
     run.workers = [
@@ -75,7 +76,7 @@ def good() -> Run:
         ran("d", "start", 1, 1.3),
     ]
     run.rows = [
-        row("a"),
+        row("a", tags=["key of a"]),
         row("b", token=3, state="dead", failures=3),
         row("c", token=0, state="cancelled"),
         row("d", state="dead"),
@@ -127,12 +128,11 @@ def _stale_accepted(run: Run) -> None:
 
 
 def _sent_after_cancel(run: Run) -> None:
-    run.rows[2]["state"] = "dead"
-    run.letters.append("c")
+    run.workers.append(ran("c", "start", 1, 2.1))
 
 
 def _key_with_two_jobs(run: Run) -> None:
-    run.producer.append({"event": "acked", "job": "b", "key": "key of a"})
+    run.rows.append(row("e", tags=["key of a"], state="cancelled"))
 
 
 def _dead_without_letter(run: Run) -> None:
@@ -180,6 +180,35 @@ def test_a_breach_is_found_and_called_by_its_name(name: str) -> None:
     assert found == {name}
     assert not verdict.ok
     assert name in verdict.text()
+
+
+def test_a_job_that_was_cancelled_and_ended_otherwise_is_found() -> None:
+    run = good()
+    run.rows[2]["state"] = "dead"
+    run.letters.append("c")
+    assert run.verdict().sent_after_cancel == 1
+
+
+def test_an_attempt_that_begins_before_the_one_before_was_told_to_stop_waits_for_its_lease() -> (
+    None
+):
+    run = good()
+    run.workers += [ran("b", "cut", 1, 5.0)]
+    assert run.verdict().ok
+    run.workers[3]["at"] = 3.4
+    assert run.verdict().overlapping_tokens == 1
+    run.workers[-1]["at"] = 3.3
+    assert run.verdict().ok
+
+
+@pytest.mark.parametrize(
+    ("times", "unmet"),
+    [([11.0], 1), ([12.0], 1), ([], 2), ([10.0, 11.0, 12.0], 0), ([10.0, 13.0], 2)],
+)
+def test_a_schedule_that_begins_late_or_stops_is_found(times: list[float], unmet: int) -> None:
+    run = good()
+    run.ticks = {"tick": times} if times else {}
+    assert run.verdict().ticks_unmet == unmet
 
 
 def test_more_running_than_the_limit_is_found_at_every_look() -> None:
