@@ -371,14 +371,16 @@ async def test_a_draining_scheduler_is_asked_for_no_jobs(
     monkeypatch.setattr(poller, "WAIT_SECONDS", 0.0)
     worker = Worker(fake.url, grace_seconds=0.0)
     waiting = Waiting(worker)
-    fake.directive = "drain"
     async with worker:
         fake.offer("wait", lease_seconds=0.5)
         await waiting.started.wait()
+        # Not before: a worker reports from the start, and would ask for nothing at all.
+        fake.directive = "drain"
+        reports = len(fake.asked("report"))
         # The second is sent long after the answer to the first, which has the directive.
-        await fake.until(lambda: len(fake.asked("report")) >= 2)
+        await fake.until(lambda: len(fake.asked("report")) >= reports + 2)
         polls = len(fake.asked("poll"))
-        await fake.until(lambda: len(fake.asked("report")) >= 5)
+        await fake.until(lambda: len(fake.asked("report")) >= reports + 5)
         # One may have been on its way; without the directive there are hundreds.
         assert len(fake.asked("poll")) <= polls + 1
 
