@@ -152,9 +152,15 @@ class Worker:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         signals = itertools.count()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
             loop.add_signal_handler(number, lambda: self.stop(now=next(signals) > 0))
-        await self.serve()
+        try:
+            await self.serve()
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     def registration(self) -> dict[str, Any]:
         """Return what the worker tells a scheduler about itself."""

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import math
+import signal
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -606,6 +607,23 @@ def test_a_worker_that_has_its_process_to_itself_collects_garbage_seldom(
     monkeypatch.setattr(gc, "set_threshold", lambda *thresholds: done.append(thresholds))
     worker.run()
     assert done == ["freeze", GC_THRESHOLDS]
+
+
+def test_after_a_worker_ctrl_c_means_what_it_meant_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    during: list[object] = []
+
+    async def serve() -> None:
+        during.extend(signal.getsignal(number) for number in numbers)
+
+    worker = Worker("http://127.0.0.1")
+    monkeypatch.setattr(worker, "serve", serve)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
+    worker.run()
+    assert not set(during) & set(before)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_worker_refuses_what_can_never_work() -> None:
