@@ -137,6 +137,7 @@ def _end(results: Results, names: set[str]) -> None:
 _SECONDS, _LEAD = click.FloatRange(1, 7_200), click.FloatRange(0, 3_600)
 _RATE = click.FloatRange(0, 1_000_000, min_open=True)
 _WORKERS, _SLOTS = click.IntRange(1), click.IntRange(1, SLOTS_MAX)
+_SCHEDULERS = click.IntRange(1, 64)
 _BATCH = click.IntRange(1, PLACES)
 
 
@@ -148,6 +149,7 @@ _BATCH = click.IntRange(1, PLACES)
 @click.option("--workers", type=_WORKERS, default=2, show_default=True, help="Worker processes.")
 @click.option("--slots", type=_SLOTS, default=4_000, show_default=True, help="Slots of each.")
 @click.option("--lead", type=_LEAD, default=0.0, show_default=True, help="Due so much later, s.")
+@click.option("--schedulers", type=_SCHEDULERS, default=1, show_default=True, help="Processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def rate(as_json: bool, **options: Any) -> None:
     """One open-loop run, kept nowhere."""

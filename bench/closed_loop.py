@@ -75,7 +75,7 @@ async def generator(url: str, seconds: float, batch: int) -> Told:
     posts = round(seconds * POSTS_PER_SECOND)
     plan = {"rate": 0, "posts": posts, "batch": batch, "connections": POSTERS}
     with tempfile.NamedTemporaryFile() as out:
-        given = {"url": url, "out": out.name, "plan": plan | {"single": batch == 1}}
+        given = {"urls": [url], "out": out.name, "plan": plan | {"single": batch == 1}}
         module = ("-m", "tickwheel.bench.generator")
         await _output(sys.executable, *module, json.dumps(given), stdin=b"%f\n" % time())
         notes = array("d", out.read())

@@ -5,7 +5,7 @@ for an answer it is sent late, and its jobs' stamps still say when it should hav
 are asyncio protocols that read nothing of an answer but its status and length. So the load costs
 little beside what it measures, and its own CPU is counted apart.
 
-    python -m tickwheel.bench.generator '{"url": …, "out": …, "plan": {…}}'
+    python -m tickwheel.bench.generator '{"urls": […], "out": …, "plan": {…}}'
 
 prints `ready` when connected, waits for a line with the epoch second of the timetable's start,
 and prints one JSON line at the end (`Offered`). What became of each POST is in the file `out`, as
@@ -20,8 +20,10 @@ import json
 import sys
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from time import process_time, time
 from typing import Any, cast
@@ -112,10 +114,10 @@ class Connection(asyncio.Protocol):
 class Load:
     """The timetable, the free connections, and the notes."""
 
-    def __init__(self, plan: Plan, url: str, out: Path) -> None:
+    def __init__(self, plan: Plan, urls: Sequence[str], out: Path) -> None:
         self._plan = plan
-        self._url = urlsplit(url)
-        self._bodies = Bodies(plan, url)
+        self._urls = [urlsplit(url) for url in urls]
+        self._bodies = Bodies(plan, urls[0])
         self._interval = plan.interval_ms / 1000
         self._free: list[Connection] = []
         self._next = 0
@@ -132,9 +134,9 @@ class Load:
         self._loop.set_exception_handler(self._failed)
 
     async def connect(self) -> None:
-        """Open the connections."""
-        host, port = self._url.hostname or "", self._url.port or 80
-        for _ in range(self._plan.connections):
+        """Open the connections, to the schedulers in turn."""
+        for _, url in zip(range(self._plan.connections), cycle(self._urls), strict=False):
+            host, port = url.hostname or "", url.port or 80
             _, connection = await self._loop.create_connection(lambda: Connection(self), host, port)
             self._free.append(connection)
             self._open += 1
@@ -224,8 +226,8 @@ class Load:
             self._done.set_result(None)
 
 
-async def _main(url: str, out: str, plan: dict[str, Any]) -> None:
-    load = Load(Plan(**plan), url, Path(out))
+async def _main(urls: list[str], out: str, plan: dict[str, Any]) -> None:
+    load = Load(Plan(**plan), urls, Path(out))
     await load.connect()
     print("ready", flush=True)
     start = float(await asyncio.to_thread(sys.stdin.readline))

@@ -38,28 +38,36 @@ class HouseError(Exception):
 
 @dataclass(slots=True)
 class House:
-    """What a run is measured on. `server` is None until `serve`."""
+    """What a run is measured on. `server` is None until `serve`; `url` is its first scheduler's."""
 
     folder: Path
     dsn: str
     connection: asyncpg.Connection[Any]
     postmaster: int
-    url: str = ""
+    urls: list[str] = field(default_factory=list)
     server: subprocess.Popen[str] | None = None
     workers: list[subprocess.Popen[str]] = field(default_factory=list)
     notes: list[Path] = field(default_factory=list)
     """What the workers noted (`bench.noop`), one file each."""
 
-    async def serve(self, *arguments: str, **environment: str) -> None:
-        """Start the scheduler; return when it says that it is ready."""
+    @property
+    def url(self) -> str:
+        """Where the first scheduler is reached."""
+        return self.urls[0]
+
+    async def serve(self, *arguments: str, schedulers: int = 1, **environment: str) -> None:
+        """Start the scheduler, or several; return when they say that they are ready."""
         log = self.folder / "scheduler.log"
-        command = ("serve", "--port", "0", "--dsn", self.dsn, *arguments)
+        several = ("--processes", str(schedulers)) if schedulers > 1 else ()
+        command = ("serve", "--port", "0", "--dsn", self.dsn, *several, *arguments)
         self.server = tickwheel(*command, log=log, **environment)
         assert self.server.stdout is not None
-        line = await asyncio.to_thread(self.server.stdout.readline)
-        if not line.startswith("listening on "):
-            raise HouseError(f"the scheduler did not start: {log.read_text()[-2000:]}")
-        self.url = line.rsplit(" ", 1)[-1].strip()
+        self.urls = []
+        while len(self.urls) < schedulers:
+            line = await asyncio.to_thread(self.server.stdout.readline)
+            if not line.startswith("listening on "):
+                raise HouseError(f"the scheduler did not start: {log.read_text()[-2000:]}")
+            self.urls.append(line.rsplit(" ", 1)[-1].strip())
 
     async def employ(self, count: int, slots: int = SLOTS, worker: str = WORKER) -> None:
         """Start workers; return when the scheduler knows them."""
@@ -75,8 +83,9 @@ class House:
             self.workers.append(tickwheel(*command, log=log, **environment))
         try:
             async with asyncio.timeout(REGISTER_SECONDS_MAX):
-                while len(orjson.loads(await self.get("/v1/workers"))["workers"]) < count:
-                    await asyncio.sleep(0.01)
+                for url in self.urls:
+                    while len(await self._registered(url)) < count:
+                        await asyncio.sleep(0.01)
         except TimeoutError:
             said = (self.folder / f"worker-{len(self.notes) - 1}.log").read_text()[-2000:]
             raise HouseError(f"the workers did not register: {said}") from None
@@ -93,9 +102,13 @@ class House:
             await asyncio.to_thread(finish, self.server)
             self.server = None
 
-    async def get(self, path: str) -> bytes:
-        """Return what the scheduler answers to a GET."""
-        return await asyncio.to_thread(_get, self.url + path)
+    async def get(self, path: str, url: str | None = None) -> bytes:
+        """Return what the scheduler, the first or that one, answers to a GET."""
+        return await asyncio.to_thread(_get, (url or self.url) + path)
+
+    async def _registered(self, url: str) -> list[object]:
+        workers: list[object] = orjson.loads(await self.get("/v1/workers", url))["workers"]
+        return workers
 
     def runs(self) -> int:
         """Return how many runs the workers have written down."""
@@ -109,6 +122,7 @@ async def house(
     slots: int = SLOTS,
     data: Path | None = None,
     serve: bool = True,
+    schedulers: int = 1,
     **environment: str,
 ) -> AsyncIterator[House]:
     """Start a house; on `data`, a prepared directory, or on a new one that is deleted at the end.
@@ -127,7 +141,7 @@ async def house(
         running = House(folder, dsn, connection, parent(backend))
         stack.push_async_callback(running.shut)
         if serve:
-            await running.serve(**environment)
+            await running.serve(schedulers=schedulers, **environment)
             await running.employ(workers, slots)
         yield running
 

@@ -30,6 +30,7 @@ class Offer:
     workers: int
     slots: int
     lead: float
+    schedulers: int = 1
 
     def plan(self) -> Plan:
         """Return it as the generator takes it."""
@@ -41,7 +42,9 @@ class Offer:
     async def __call__(self, note: Note) -> Measurement:
         """Run it, as a phase is run."""
         plan = self.plan()
-        async with house(workers=self.workers, slots=self.slots) as running:
+        async with house(
+            workers=self.workers, slots=self.slots, schedulers=self.schedulers
+        ) as running:
             return judged(await Trial(running, plan, note).run(), plan)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import asyncpg
 
 from .house import House
-from .processes import cpu_seconds, descriptors, proportional_mb, resident_mb
+from .processes import cpu_seconds, descriptors, proportional_mb, resident_mb, tree
 
 GROUPS = ("postgres", "scheduler", "workers", "generator")
 PERIOD_SECONDS = 1.0
@@ -110,9 +110,11 @@ class Sampler:
             for group, pids in self.pids.items():
                 if group == "postgres":
                     continue
-                self.memory_mb[group].append(sum(map(resident_mb, pids)))
+                each = (child for pid in pids for child in tree(pid))
+                self.memory_mb[group].append(sum(map(resident_mb, each)))
             self.memory_mb["postgres"].append(await self._postgres_mb())
-            self.descriptors.append(float(sum(map(descriptors, self.pids["scheduler"]))))
+            schedulers = (child for pid in self.pids["scheduler"] for child in tree(pid))
+            self.descriptors.append(float(sum(map(descriptors, schedulers))))
             following += PERIOD_SECONDS
             await asyncio.sleep(max(0.0, following - loop.time()))
 

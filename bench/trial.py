@@ -120,7 +120,7 @@ class Trial:
 
     async def _generator(self) -> subprocess.Popen[str]:
         """Start the generator; return when it is connected."""
-        plan = {"url": self.house.url, "out": str(self.posts), "plan": asdict(self.plan)}
+        plan = {"urls": self.house.urls, "out": str(self.posts), "plan": asdict(self.plan)}
         log = self.house.folder / "generator.log"
         generator = python("-m", "tickwheel.bench.generator", json.dumps(plan), log=log)
         assert generator.stdout is not None
@@ -162,8 +162,7 @@ class Trial:
             ran = self.house.runs()
             left = 0.0
             if ran >= expected:
-                text = (await self.house.get("/metrics")).decode()
-                left = gauge(text, RUNNING, self.plan.queue)
+                left = sum([await self._running(url) for url in self.house.urls])
                 if not left:
                     return
             now = ran - left
@@ -173,6 +172,10 @@ class Trial:
                 moved = monotonic()
             self._note(ran, self.plan.jobs, "settling")
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _running(self, url: str) -> float:
+        text = (await self.house.get("/metrics", url)).decode()
+        return gauge(text, RUNNING, self.plan.queue)
 
     def _first_due(self) -> float:
         """Return the epoch second before which nothing has to run."""
@@ -184,8 +187,8 @@ class Trial:
         return Ledger(**{**row, "settled_at": row["settled_at"] or float("nan")})
 
     async def _scrape(self) -> dict[str, dict[float, float]]:
-        text = (await self.house.get("/metrics")).decode()
-        return {name: buckets(text, name) for name in (STALL, FIRE_LAG)}
+        texts = [(await self.house.get("/metrics", url)).decode() for url in self.house.urls]
+        return {name: buckets("\n".join(texts), name) for name in (STALL, FIRE_LAG)}
 
     def _stalls(
         self, before: dict[str, dict[float, float]], after: dict[str, dict[float, float]]
@@ -239,7 +242,11 @@ class Trial:
             checks=[*checks(found, ledger, offered, plan.posts), within_scale(figures)],
             series=series,
             histogram=found.histogram(),
-            settings={"plan": asdict(plan), "workers": len(self.house.notes)},
+            settings={
+                "plan": asdict(plan),
+                "workers": len(self.house.notes),
+                "schedulers": len(self.house.urls),
+            },
         )
 
 
@@ -262,8 +269,12 @@ def checks(found: stamps.Stamps, ledger: Ledger, offered: Offered, posts: int) -
 
 def within_scale(figures: dict[str, Any]) -> Check:
     """Return the check that no stall of the scheduler's loop was longer than what is counted."""
-    longest = figures["stall_max_ms"] or 0.0
-    return Check("stalls within the scale", isfinite(longest), "one was longer than a second")
+    longest = figures["stall_max_ms"]
+    within = longest is not None and isfinite(longest)
+    detail = (
+        f"{longest:g} ms at most" if within else "one was longer than a second, or none is told"
+    )
+    return Check("stalls within the scale", within, detail)
 
 
 def fitted(values: list[float], length: int) -> list[float]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 
+EXIT_INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line and exit with its status."""
     try:
         from .cli_root import build
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
         sys.exit(
             f"tickwheel: {error.name} is not installed, which the command line needs: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +92,7 @@ async def show(client: Client, out: Output, job_id: str) -> None:
 @remote
 async def cancel(client: Client, out: Output, job_ids: tuple[str, ...]) -> None:
     """Cancel jobs; running ones are asked to stop."""
-    out.items(await each(job_ids, client.cancel, out), COLUMNS)
-    out.finish()
+    changed(await each(job_ids, client.cancel, out), out)
 
 
 @jobs.command()
@@ -101,8 +100,7 @@ async def cancel(client: Client, out: Output, job_ids: tuple[str, ...]) -> None:
 @remote
 async def run(client: Client, out: Output, job_ids: tuple[str, ...]) -> None:
     """Make waiting jobs due now."""
-    out.items(await each(job_ids, client.run_now, out), COLUMNS)
-    out.finish()
+    changed(await each(job_ids, client.run_now, out), out)
 
 
 @jobs.command()
@@ -115,8 +113,19 @@ async def reschedule(client: Client, out: Output, job_id: str, run_at: datetime)
     out.done(f"{job['id']} runs at {when(job.get('run_at'))}", job)
 
 
+def changed(done: Sequence[Mapping[str, Any]], out: Output) -> None:
+    """Print the jobs that were changed, and end with status 1 if some were not."""
+    if done or out.as_json:
+        out.items(done, COLUMNS)
+    out.finish()
+
+
 def shown(job: Mapping[str, Any], out: Output) -> Mapping[str, Any]:
-    """Return the job with its instants in local time, unless JSON is wanted."""
+    """Return the job with its instants in local time and its error to read, unless JSON is wanted."""
     if out.as_json:
         return job
-    return {name: when(v) if name.endswith("_at") else v for name, v in job.items()}
+    told = {name: when(v) if name.endswith("_at") else v for name, v in job.items()}
+    if (error := job.get("error")) is not None:
+        trace = str(error.get("traceback") or "").strip()
+        told["error"] = f"{error['type']}: {error['message']}" + (f"\n{trace}" if trace else "")
+    return told

@@ -56,13 +56,15 @@ class Output:
         if self.as_json:
             self._json(item)
             return
-        table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
-        for name, value in item.items():
-            if value not in (None, [], {}, ""):
-                table.add_row(name, cell(value))
-        self._print(table)
+        said = {name: value for name, value in item.items() if value not in (None, [], {}, "")}
+        width = max(map(len, said), default=0) + 1
+        console = Console(highlight=False)
+        for name, value in said.items():
+            first, *more = cell(value).split("\n")
+            head = (name.ljust(width), "bold")
+            console.print(Text.assemble(head, first), soft_wrap=True)
+            for line in more:
+                console.print(Text.assemble(" " * width, line), soft_wrap=True)
 
     def done(self, line: str, document: Mapping[str, Any]) -> None:
         """Print a line for people, or the document for programs."""

@@ -80,6 +80,8 @@ def build() -> click.Group:
         "tickwheel",
         help="Durable jobs, fired on time.\n\n"
         "Options are also read from the environment: --url from TICKWHEEL_URL, and so on.",
+        epilog="Exit status: 0 done; 1 it failed, or there is no such thing; 2 wrong usage, or "
+        "the server can't start; 3 the scheduler or its database can't be reached.",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     click.version_option(version("tickwheel"), prog_name="tickwheel")(root)

@@ -101,7 +101,7 @@ def load(target: str) -> Worker:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module_name), name, None)
+        module = importlib.import_module(module_name)
     except InvalidArgument:
         raise  # such as TICKWHEEL_URL, which the worker reads where it is declared
     except Exception as error:
@@ -109,8 +109,13 @@ def load(target: str) -> Worker:
             raise
         what = f"can't import {module_name}: {type(error).__name__}: {error}"
         raise click.BadParameter(" ".join(what.split()), param_hint="MODULE:WORKER") from error
+    found = getattr(module, name, None)
     if not isinstance(found, Worker):
-        raise click.BadParameter(f"{target} is no Worker", param_hint="MODULE:WORKER")
+        what = (
+            f"is a {type(found).__name__}, no Worker" if hasattr(module, name) else "is not there"
+        )
+        where = getattr(module, "__file__", module_name)
+        raise click.BadParameter(f"{name} {what} ({where})", param_hint="MODULE:WORKER")
     return found
 
 

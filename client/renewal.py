@@ -132,12 +132,12 @@ class Keeper(threading.Thread):
 
     def _failed(self, error: ClientError) -> None:
         self._failures += 1
-        if self._failures % TELL_EVERY == 1 or isinstance(error, NotAllowed):
-            what = "can't reach" if self.worker_id is None else "no renewal at"
-            LOG.warning("%s %s: %s; trying again", what, self._line.url, error)
         fatal = isinstance(error, ProblemError) and not isinstance(error, TryLater)
         if fatal and not self._ever_registered:
             self._events.failed(error)
+        elif self._failures % TELL_EVERY == 1 or isinstance(error, NotAllowed):
+            what = "not registered at" if self.worker_id is None else "no renewal at"
+            LOG.warning("%s %s: %s; trying again", what, self._line.url, error)
 
     def _register(self) -> None:
         answer = decode(self._line.request("POST", "/v1/workers", self._registration))

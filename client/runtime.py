@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .attempt import Attempt
@@ -22,6 +23,7 @@ from .clock import now
 from .relay import Relay
 from .session import Session
 from .slots import Slots
+from .tasks import surface
 from .transport import base_url
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Runtime:
     async def run(self) -> None:
         """Serve until `stop`. Raises what makes serving impossible, e.g. `NotAllowed`."""
         ticker = self._loop.create_task(self._tick())
+        ticker.add_done_callback(partial(surface, self._fail))
         try:
             await self._worker.started()
             for session in self._sessions:
@@ -131,6 +134,7 @@ class Runtime:
                 closing = self._loop.create_task(self._retire(session))
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
+                closing.add_done_callback(partial(surface, self._fail))
 
     async def _retire(self, session: Session) -> None:
         """End a session with a scheduler that is gone, and tell the others."""
@@ -169,6 +173,7 @@ class Runtime:
 
     async def _end(self) -> None:
         self._ending = True
+        LOG.info("stopping: %d jobs run, and have %g s", self._busy, self._worker.grace_seconds)
         try:
             await asyncio.gather(*[session.drain() for session in self._sessions])
             await self._finish(self._worker.grace_seconds)
@@ -197,6 +202,12 @@ class Runtime:
     async def _close(self, session: Session) -> None:
         for attempt in session.running.values():
             LOG.warning("job %s doesn't stop: its lease is left to run out", attempt.id)
+        if session.reporter.unanswered:
+            LOG.warning(
+                "%d reports did not reach %s: those jobs run again when their leases run out",
+                session.reporter.unanswered,
+                session.url,
+            )
         # To leave would release what has ended and could not be reported: it would run again.
         await session.close(leave=not session.running and not session.reporter.unanswered)
 

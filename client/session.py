@@ -19,6 +19,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .attempt import LEASE_HELD, Attempt, Halt
@@ -32,6 +33,7 @@ from .poller import Poller
 from .renewal import Events, Keeper
 from .reporter import IN_FLIGHT_MAX, Reporter
 from .slots import Slots
+from .tasks import surface
 from .transport import decode, pause_seconds
 
 LOG = logging.getLogger("tickwheel.worker")
@@ -86,6 +88,7 @@ class Session:
         self._slots = slots
         self._begin = begin
         self._failed = failed
+        self._surface = partial(surface, failed)
         self._discovered = discovered
         self._required = required
         self.peers: list[Session] = []
@@ -341,6 +344,8 @@ class Session:
         """End the worker, unless it was only another scheduler that told of this one."""
         if self._required or not isinstance(error, ClientError):
             self._failed(error)
+        else:
+            LOG.warning("no jobs from %s: %s", self.url, error)
 
     def _on_registered(self, answer: dict[str, Any], before: str | None) -> None:
         LOG.info("registered as %s at %s", answer["worker_id"], self.url)
@@ -391,9 +396,3 @@ class Session:
             self._registered.clear()
             self._keeper.lost(worker_id)
         return True
-
-    def _surface(self, task: asyncio.Task[None]) -> None:
-        """Hand on what ended a task that should not end: a defect, which must not pass unseen."""
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._failed(error)

@@ -8,6 +8,7 @@ says nothing.
     queues          settings of a queue have changed
     schedule id     a schedule has changed
     shards          some are free, or there is a new scheduler
+    missed          some may have been missed: a store says so to its own scheduler
 """
 
 from __future__ import annotations

@@ -156,6 +156,7 @@ class Jobs:
         """
         job_id = check(job_id)
         kernel = self._kernel
+        kernel.check_clock()
         now_ms = kernel.clock.now_ms()
         run_at_ms = max(run_at_ms, now_ms)
         if run_at_ms > now_ms + kernel.settings.run_at_ahead_ms_max:

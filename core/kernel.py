@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from .alarm import Alarm
-from .clock import Clock
+from .clock import SteadyClock
 from .depths import Depths
 from .errors import NotFound, Unavailable
 from .hints import Hints
@@ -36,6 +36,10 @@ from .terms import TermsBook
 T = TypeVar("T")
 
 GONE_MAX = 10_000
+KEPT_MAX = 200_000
+"""Of the sessions that are gone and their jobs that go on: some 30 MB. What is forgotten waits for
+the end of its lease.
+"""
 
 
 class QueueBook:
@@ -95,7 +99,12 @@ class Kernel:
     """The shared parts of one scheduler. `boot_id` is random per start: its name in the store."""
 
     def __init__(
-        self, store: Store, settings: Settings, clock: Clock, rng: random.Random, metrics: Metrics
+        self,
+        store: Store,
+        settings: Settings,
+        clock: SteadyClock,
+        rng: random.Random,
+        metrics: Metrics,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -127,7 +136,7 @@ class Kernel:
         self.draining = False
         self._noting: dict[int, set[str]] = {}
         self.gone: dict[str, frozenset[str]] = {}
-        """Sessions that are no more, and which of their jobs go on: the latest `GONE_MAX`."""
+        """Sessions that are no more, and which of their jobs go on: the latest of them."""
         self.local_worker_id = ""
         """The session of the handlers in this process."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -136,6 +145,12 @@ class Kernel:
     def owns_time(self) -> bool:
         """Tell whether this scheduler may send jobs now; replaced by the ownership keeper."""
         return True
+
+    def check_clock(self) -> None:
+        """Raise `Unavailable` while wall time is in doubt: what is due in a minute would not be."""
+        self.clock.now_ms()
+        if self.clock.in_doubt:
+            raise Unavailable("this scheduler's clock and the database's disagree")
 
     def owns(self, job_id: str) -> bool:
         """Tell whether the job is of a shard of ours."""
@@ -194,8 +209,9 @@ class Kernel:
     def orphans(self, gone: Iterable[str] = (), kept: frozenset[str] = frozenset()) -> list[Lease]:
         """Note sessions that are gone; return the adopted leases that have reached nobody."""
         self.gone.update(dict.fromkeys(gone, kept))
-        while len(self.gone) > GONE_MAX:
-            del self.gone[next(iter(self.gone))]
+        count = sum(map(len, self.gone.values()))
+        while len(self.gone) > GONE_MAX or count > KEPT_MAX:
+            count -= len(self.gone.pop(next(iter(self.gone))))
         orphans = [
             lease
             for lease in self.leases.all()

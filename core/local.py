@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import logging
 import math
 import traceback
 from collections import Counter
@@ -20,13 +21,16 @@ from functools import partial
 from typing import Any
 
 from .batch import GroupCommit
-from .errors import TickwheelError, Unavailable, UnknownWorker
+from .errors import InvalidRequest, TickwheelError, Unavailable, UnknownWorker
 from .job import JobSpec
 from .kernel import Kernel, report_failure
 from .lease import Lease
+from .names import check_name
 from .protocol import Outcome, PollAnswer, Report, ReportItem, RunningItem, Status
 from .sessions import WorkerSession
 from .workers import Workers
+
+LOG = logging.getLogger("tickwheel.worker")
 
 _WAIT_MS = 25_000
 _CANCEL_MS = 1_000
@@ -142,8 +146,10 @@ class LocalWorker:
             part.cancel()
             await asyncio.gather(part, return_exceptions=True)
         if self._running:
+            LOG.info("%d jobs have %g s to finish", len(self._running), drain_ms / 1000)
             await asyncio.wait(self._running.values(), timeout=drain_ms / 1000)
         if self._running:
+            LOG.warning("%d jobs have not finished: they are given back", len(self._running))
             for task in self._running.values():
                 task.cancel()
             await asyncio.wait(self._running.values(), timeout=_CANCEL_MS / 1000)
@@ -206,6 +212,7 @@ class LocalWorker:
     async def _outcome(self, lease: Lease) -> Outcome:
         handler = self.handlers.get(lease.row.task)
         if handler is None:
+            LOG.warning("job %s: no handler for %s here", lease.id, lease.row.task)
             return _failure("UnknownTask", f"no handler for {lease.row.task!r}", "")
         positional = (Context(lease),) if handler.wants_context else ()
         try:
@@ -223,9 +230,9 @@ class LocalWorker:
             outcome.retry_after_ms = round(error.after_seconds * 1000)
             return outcome
         except Exception as error:  # noqa: BLE001 (whatever a handler raises is its job's error)
-            outcome = _failure(
-                type(error).__name__, str(error), "".join(traceback.format_exception(error))
-            )
+            kind = type(error).__name__
+            LOG.warning("job %s (%s) failed: %s: %.300s", lease.id, lease.row.task, kind, error)
+            outcome = _failure(kind, str(error), "".join(traceback.format_exception(error)))
             outcome.retryable = not isinstance(error, Fatal)
             return outcome
 
@@ -296,26 +303,45 @@ def spec_of(task: str, args: dict[str, Any] | None, settings: dict[str, Any]) ->
     """Return the submission that the embedding API's keywords describe.
 
     `settings`: `delay` (seconds), `run_at` (aware datetime), and the fields of `JobSpec`.
-    Raises TypeError for an unknown keyword or args that are not JSON, ValueError for a naive
-    datetime.
+    Raises TypeError for an unknown keyword, `InvalidRequest` for a value that can't be.
     """
     settings = dict(settings)
     delay = settings.pop("delay", None)
     run_at = settings.pop("run_at", None)
     if run_at is not None:
-        settings["run_at_ms"] = ms_of(run_at)
+        settings["run_at_ms"] = ms_of(run_at, "/run_at")
     if delay is not None:
+        if not (isinstance(delay, int | float) and 0 <= delay < math.inf):
+            raise InvalidRequest(f"a delay is in seconds, not {delay!r}", pointer="/delay")
         settings["delay_ms"] = math.ceil(delay * 1000)
-    body = encode(args or {})
+    body = args_of(args)
     if settings.get("idempotency_key") is not None:
         said = repr((task, body, sorted(settings.items())))
         settings["body_hash"] = hashlib.blake2b(said.encode(), digest_size=16).digest()
+    check_name(task, "/task")
+    check_name(settings.get("queue", "default"), "/queue")
+    for name, low, high in (("priority", 0, 9), ("max_attempts", 1, 100)):
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, int) and low <= value <= high):
+            raise InvalidRequest(f"{name} is {low} to {high}, not {value!r}", pointer=f"/{name}")
     return JobSpec(task, body, **settings)
 
 
-def ms_of(instant: datetime) -> int:
-    """Return an aware datetime as epoch ms, rounded up; raise ValueError for a naive one."""
-    if instant.tzinfo is None:
-        raise ValueError("an instant needs a time zone")
+def args_of(args: dict[str, Any] | None) -> bytes:
+    """Return a task's arguments as a JSON object; raise `InvalidRequest` if they can't be one."""
+    if args is not None and not isinstance(args, dict):
+        raise InvalidRequest(f"args are a dict, not {args!r}", pointer="/args")
+    try:
+        return encode(args or {})
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"args are no JSON: {error}", pointer="/args") from error
+
+
+def ms_of(instant: datetime, pointer: str = "") -> int:
+    """Return an aware datetime as epoch ms, rounded up; raise `InvalidRequest` for any other."""
+    if not isinstance(instant, datetime) or instant.tzinfo is None:
+        raise InvalidRequest(
+            f"a time is a datetime with a time zone, not {instant!r}", pointer=pointer
+        )
     since = instant - datetime.fromtimestamp(0, UTC)
     return -(-since // timedelta(milliseconds=1))

@@ -3,7 +3,8 @@
 Ownership is a row per shard with an epoch, renewed at a third of its TTL. It only helps liveness:
 every write is fenced by the row it changes, so two owners at once would waste claims, not run a
 job twice. A renewal is trusted from the moment it was *sent*, less a margin; past that nothing is
-claimed or sent until the next renewal has succeeded.
+claimed or sent until the next renewal has succeeded. The same once wall time was set, until it has
+been compared with the store's.
 
 Whoever lives has a fair share of the shards. Who has more gives some back, a few at a time, once a
 newcomer shows up; who has less takes what is free. A shard is given back in good order: nothing of
@@ -56,10 +57,13 @@ class Ownership:
         self.skew_ms = 0
         """The store's clock less ours, at the last look; 0 while within what can be told."""
         kernel.owns_time = self.trusted  # type: ignore[method-assign]
+        kernel.clock.jumped = self.ring
 
     def trusted(self) -> bool:
         """Tell whether this scheduler may act on its shards now."""
-        return self._kernel.clock.monotonic_ms() < self._trusted_until_ms
+        clock = self._kernel.clock
+        clock.now_ms()
+        return not clock.in_doubt and clock.monotonic_ms() < self._trusted_until_ms
 
     async def recovered(self) -> None:
         """Note that all that runs in our shards is known; raise `Unavailable`."""
@@ -211,15 +215,19 @@ class Ownership:
 
     async def _clock_agrees(self) -> bool:
         """Compare clocks: half a round trip is what can't be told."""
-        kernel = self._kernel
-        before_ms = kernel.clock.now_ms()
-        store_ms = await kernel.store.check()
-        after_ms = kernel.clock.now_ms()
-        skew_ms = store_ms - (before_ms + after_ms) // 2
-        blur_ms = (after_ms - before_ms) // 2
-        skew_max = kernel.settings.clock_skew_ms_max
+        clock, skew_max = self._kernel.clock, self._kernel.settings.clock_skew_ms_max
+        jumps = clock.jumps
+        before_ms, began_ms = clock.set_ms(), clock.monotonic_ms()
+        store_ms = await self._kernel.store.check()
+        blur_ms = (clock.monotonic_ms() - began_ms) // 2
+        skew_ms = store_ms - (before_ms + blur_ms)
         agrees = skew_max is None or abs(skew_ms) <= skew_max + blur_ms
         self.skew_ms = 0 if agrees else skew_ms
+        clock.now_ms()
+        if agrees and clock.jumps == jumps:
+            clock.believe()
+        elif not agrees:
+            clock.in_doubt = True
         return agrees
 
     def _leases_of(self, numbers: Iterable[int]) -> list[Lease]:

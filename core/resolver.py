@@ -68,8 +68,9 @@ class Resolver:
     ) -> tuple[list[Resolved], dict[int, TickwheelError]]:
         """Return the rows; and, by place, what is wrong with the other requests.
 
-        That is `InvalidRequest` for a time too far ahead, and `QueueFull`.
+        That is `InvalidRequest` for a time too far ahead, and `QueueFull`. Raises `Unavailable`.
         """
+        self._kernel.check_clock()
         now_ms = self._kernel.clock.now_ms()
         due: Counter[str] = Counter()
         resolved: list[Resolved] = []

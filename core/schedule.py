@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Literal, get_args
 
 from .cron import END_S, CronExpression, DstOverlap, Gap, InvalidSchedule, check_timezone
 from .job import NO_OPTIONS, JobOptions
+from .names import NAME, is_name
 
 Misfire = Literal["skip", "fire_once", "fire_all"]
 OverlapPolicy = Literal["allow", "skip", "buffer_one", "cancel_other"]
@@ -41,7 +41,6 @@ TIME_MS_MAX = END_S * 1_000
 EXPRESSIONS_MAX = 4_096
 """How many parsed cron expressions are kept."""
 
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _expression = lru_cache(maxsize=EXPRESSIONS_MAX)(CronExpression)
 
 
@@ -109,8 +108,8 @@ def check_schedule(spec: ScheduleSpec, schedule_id: str) -> None:
 
     The template's own fields are those of a job and are checked with it.
     """
-    if not _ID.fullmatch(schedule_id):
-        raise InvalidSchedule("id_invalid", "an id is [A-Za-z0-9_.-]{1,128}", "/id")
+    if not is_name(schedule_id):
+        raise InvalidSchedule("id_invalid", f"an id is {NAME}", "/id")
     given = [bool(spec.cron), spec.interval_ms is not None, bool(spec.at)]
     if sum(given) != 1:
         raise InvalidSchedule("times_invalid", "give one of cron, interval_seconds and at")

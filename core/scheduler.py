@@ -18,7 +18,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from .clock import Clock, SystemClock
+from .clock import Clock, SteadyClock, SystemClock
 from .dead_letters import DeadLetters
 from .dispatcher import Dispatcher
 from .errors import Unavailable
@@ -29,8 +29,9 @@ from .jobs import Jobs
 from .kernel import Kernel, report_failure
 from .lease import Lease
 from .loader import Loader
-from .local import LocalWorker, encode, handler_of, ms_of, spec_of
+from .local import LocalWorker, args_of, handler_of, ms_of, spec_of
 from .metrics import Metrics, NoMetrics
+from .names import check_name
 from .ownership import Ownership
 from .ports import Store
 from .queues import Queues
@@ -68,7 +69,7 @@ class Scheduler:
     ) -> None:
         self.store = store
         self.settings = settings or Settings()
-        self.clock = clock or SystemClock()
+        self.clock = SteadyClock(clock or SystemClock())
         self._rng = rng or random.Random(random.SystemRandom().getrandbits(128))
         self._metrics = metrics or NoMetrics()
         self._url = url
@@ -197,8 +198,10 @@ class Scheduler:
         handler = self._local.handlers.get(task)
         if handler is not None:
             settings = {**handler.defaults, **settings}
-            self._local.serve_queue(settings.get("queue", "default"))
-        [appended] = await self.jobs.submit([spec_of(task, args, settings)])
+        spec = spec_of(task, args, settings)
+        if handler is not None:
+            self._local.serve_queue(spec.queue)
+        [appended] = await self.jobs.submit([spec])
         return appended
 
     async def schedule(
@@ -217,9 +220,9 @@ class Scheduler:
         handler = self._local.handlers.get(task)
         defaults = handler.defaults if handler is not None else {}
         template = JobTemplate(
-            task,
-            encode(args or {}),
-            queue or defaults.get("queue", "default"),
+            check_name(task, "/job/task"),
+            args_of(args),
+            check_name(queue or defaults.get("queue", "default"), "/job/queue"),
             defaults.get("priority"),
             defaults.get("max_attempts"),
             defaults.get("options", NO_OPTIONS),
@@ -231,7 +234,7 @@ class Scheduler:
             template=template,
             cron=(cron,) if isinstance(cron, str) else tuple(cron),
             interval_ms=None if interval is None else round(interval * 1000),
-            at=tuple(ms_of(instant) for instant in at),
+            at=tuple(ms_of(instant, "/at") for instant in at),
             **spec,
         )
         schedule, _ = await self.schedules.put(schedule_id, definition)
@@ -284,3 +287,5 @@ class Scheduler:
             self._ticker.forget(rest)
         elif word == "shards":
             self._ownership.ring()
+        elif word == "missed":
+            self._sweeper.recover.set()

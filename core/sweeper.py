@@ -189,6 +189,8 @@ class Sweeper:
         known = kernel.leases.get(row.id)
         if known is not None:
             kernel.leases.stay(known)
+            if row.cancel_requested and not known.cancel_requested:
+                kernel.rereads[row.id] = row.scheduled_at_ms  # its worker is to be told
             return
         kernel.residents.evict(row.id)
         monotonic_ms = kernel.clock.monotonic_ms()

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from tickwheel.core.errors import NotFound
 from tickwheel.core.job import JobFilter
+from tickwheel.core.names import check_name
 
 from . import wire
 from .api_jobs import FILTERS, fitting, job_filter, place, purpose_of, sealed
@@ -30,7 +31,7 @@ _DELETE = msgspec.json.Decoder(DeleteRequest)
 
 
 def _name(request: web.Request, who: Principal) -> str:
-    name = wire.check_name(request.match_info["name"], "/name")
+    name = check_name(request.match_info["name"], "/name")
     who.check_queue(name)
     return name
 

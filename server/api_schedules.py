@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from tickwheel.core.errors import NotFound
+from tickwheel.core.names import check_name
 from tickwheel.core.plan import PREVIEW_MAX
 from tickwheel.core.schedule import Schedule
 
@@ -25,7 +26,7 @@ def _resource(context: Context, schedule: Schedule, count: int = NEXT_FIRE_TIMES
 
 
 async def _visible(context: Context, request: web.Request, who: Principal) -> Schedule:
-    schedule_id = wire.check_name(request.match_info["id"], "/id")
+    schedule_id = check_name(request.match_info["id"], "/id")
     schedule = await context.scheduler.schedules.get(schedule_id)
     if not who.sees(schedule.spec.template.queue):
         raise NotFound("there is no such schedule")
@@ -35,7 +36,7 @@ async def _visible(context: Context, request: web.Request, who: Principal) -> Sc
 async def put(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Create the schedule, or replace its definition; an equal one changes nothing."""
     spec = decode_put(await read_body(request))
-    schedule_id = wire.check_name(request.match_info["id"], "/id")
+    schedule_id = check_name(request.match_info["id"], "/id")
     if who.queues is not None:
         who.check_queue(spec.template.queue)
         await _check_not_anothers(context, request, who)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ from .wire_workers import (
     schedulers,
 )
 
+LOG = logging.getLogger("tickwheel.server")
+
 _REGISTER = msgspec.json.Decoder(RegisterRequest)
 _POLL = msgspec.json.Decoder(PollRequest)
 
@@ -35,6 +38,7 @@ async def register(context: Context, request: web.Request, who: Principal) -> we
     session = await context.scheduler.workers.register(
         body.name, body.queues, body.tasks, principal=who.id
     )
+    LOG.info("worker %s (%s) takes jobs of %s", body.name, session.worker_id, body.queues)
     return reply(
         {
             "worker_id": session.worker_id,
@@ -86,7 +90,9 @@ async def report(context: Context, request: web.Request, who: Principal) -> web.
 
 async def leave(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Close a worker's session; its leases are released."""
-    await context.scheduler.workers.leave(request.match_info["id"], principal=who.id)
+    worker_id = request.match_info["id"]
+    await context.scheduler.workers.leave(worker_id, principal=who.id)
+    LOG.info("worker %s has left", worker_id)
     return no_content()
 
 

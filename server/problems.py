@@ -30,6 +30,7 @@ from tickwheel.core.errors import (
     Unavailable,
     UnknownWorker,
 )
+from tickwheel.core.names import NAME
 
 from .door import Answer
 
@@ -41,6 +42,7 @@ PARSER_LOG = logging.getLogger("tickwheel.server.parser")
 _AT = re.compile(r"^(?P<detail>.*?)(?: - at (?:`key` in )?`(?P<path>\$.*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _ECHO = re.compile(r"Invalid (?P<what>[a-z ]+?) (?:'.*'|\d.*|-\d.*)", re.DOTALL)
+_NOT_A_NAME = f"Expected `str` matching regex '^{NAME}(?!\\\\n)$'"
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -189,6 +191,8 @@ def from_validation(error: msgspec.ValidationError) -> InvalidRequest:
         detail = "there is no such field"
     elif echo := _ECHO.fullmatch(detail):
         detail = f"Invalid {echo['what']}"
+    elif detail == _NOT_A_NAME:
+        detail = f"a name is {NAME}"
     return InvalidRequest(detail.replace("`", ""), pointer=pointer)
 
 

@@ -43,6 +43,8 @@ async def supervise(options: ServeOptions, count: int) -> None:
         tasks: list[asyncio.Task[None]] = []
         try:
             for child in children:
+                if stopping.is_set():
+                    break
                 tasks.append(asyncio.create_task(child.live()))
                 await child.listening
             await stopping.wait()

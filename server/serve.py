@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
@@ -31,6 +32,8 @@ from .app import build_app, make_runner
 from .auth import is_loopback
 from .metrics import ServerMetrics
 from .stalls import StallWatch
+
+LOG = logging.getLogger("tickwheel.server")
 
 READY_SECONDS_MAX = 10.0
 READY_POLL_SECONDS = 0.01
@@ -110,6 +113,7 @@ async def serve(options: ServeOptions, *, store: Store | None = None) -> None:
                 gc.set_threshold(*GC_THRESHOLDS)
                 print(f"listening on {_url(options.host, sock, tls)}", flush=True)
             await stopping.wait()
+            LOG.info("stopping: what runs here is handed on; the signal again ends it at once")
 
 
 async def _start(
@@ -144,6 +148,7 @@ async def _start(
     stalls = StallWatch(metrics.stall)
     stalls.start()
     stack.callback(stalls.stop)
+    _listen(sock)
     await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG_MAX).start()
 
 
@@ -170,11 +175,11 @@ async def embedded(data_dir: Path | None, stack: contextlib.AsyncExitStack) -> s
             "no --dsn, and no embedded Postgres: pip install 'tickwheel[embedded]'"
         ) from None
     postgres = EmbeddedPostgres(data_dir)
-    print(f"Postgres in {postgres.data_dir}", file=sys.stderr)
     try:
         dsn = await postgres.start()
     except EmbeddedPostgresError as error:
         raise CannotStart(str(error)) from error
+    print(f"Postgres in {postgres.data_dir}", file=sys.stderr)
     stack.push_async_callback(postgres.stop)
     return dsn
 
@@ -202,6 +207,15 @@ def _bind(host: str, port: int) -> socket.socket:
         sock.close()
         raise CannotStart(f"can't listen on {host}:{port}: {error.strerror}") from error
     return sock
+
+
+def _listen(sock: socket.socket) -> None:
+    """Listen. Another process may have been faster: until one of them listens both can bind."""
+    try:
+        sock.listen(BACKLOG_MAX)
+    except OSError as error:
+        host, port = sock.getsockname()[:2]
+        raise CannotStart(f"can't listen on {host}:{port}: {error.strerror}") from error
 
 
 def _reachable(host: str) -> str:

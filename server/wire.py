@@ -25,6 +25,7 @@ import msgspec
 import orjson
 
 from tickwheel.core.errors import InvalidRequest
+from tickwheel.core.names import NAME
 
 from .problems import InvalidJSON, TooLarge
 
@@ -35,11 +36,11 @@ DEPTH_MAX = 128
 DAY_SECONDS = 86_400
 DELAY_SECONDS_MAX = 5 * 366 * DAY_SECONDS
 
-NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,128}(?!\n)$"
+NAME_PATTERN = rf"^{NAME}(?!\n)$"
 """`$` alone would let a final newline through; `\\Z` is unknown to JSON Schema."""
 TEXT_PATTERN = r"^[^\x00-\x1f\x7f]*(?!\n)$"
 
-Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description="[A-Za-z0-9_.-]{1,128}")]
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description=NAME)]
 Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=TEXT_PATTERN)]
 Instant = Annotated[
     str,
@@ -52,7 +53,6 @@ Instant = Annotated[
 Delay = Annotated[float, msgspec.Meta(ge=0, le=DELAY_SECONDS_MAX, description="seconds")]
 Uuid = Annotated[str, msgspec.Meta(max_length=36, extra_json_schema={"format": "uuid"})]
 
-_NAME = re.compile(NAME_PATTERN)
 _INSTANT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -171,17 +171,3 @@ def opt_stamp(at_ms: int | None) -> str | None:
 @lru_cache(maxsize=4096)
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def check_name(name: str, pointer: str) -> str:
-    """Return a name; raise `InvalidRequest` unless it is one."""
-    if not _is_name(name):
-        raise InvalidRequest(
-            "a name is [A-Za-z0-9_.-]{1,128}", code="name_invalid", pointer=pointer
-        )
-    return name
-
-
-@lru_cache(maxsize=4096)
-def _is_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None

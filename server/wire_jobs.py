@@ -26,6 +26,7 @@ from tickwheel.core.job import (
     NewJob,
 )
 from tickwheel.core.jobs import BATCH_MAX
+from tickwheel.core.names import check_name
 from tickwheel.core.retry import RetryPolicy
 
 from . import wire
@@ -102,7 +103,7 @@ class JobRequest(Template, kw_only=True):
 class UsualRequest(wire.Wire):
     """What nearly all jobs of batches say; decoding them is 2.4 times faster for it.
 
-    Its names are checked by `wire.check_name`, which knows the usual ones by heart.
+    Its names are checked by `check_name`, which knows the usual ones by heart.
     """
 
     task: str
@@ -161,7 +162,7 @@ def _usual_batch(body: bytes) -> PlainJobs | None:
         tasks = [each.task for each in requests]
         queues = [each.queue for each in requests]
         for name in {*tasks, *queues}:
-            wire.check_name(name, "")
+            check_name(name, "")
         if max(map(len, args)) > 2 * wire.DEPTH_MAX or any(text[:1] != b"{" for text in args):
             return None
         times = [

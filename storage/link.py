@@ -111,11 +111,17 @@ class Link:
         self._sending()
         await self._connection.execute(text)
 
-    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
-        """Have `heard` called with whatever is said on the channel; once."""
-        if channel not in self._listening:
-            await self._connection.add_listener(channel, lambda *said: heard(said[3]))
-            self._listening.add(channel)
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> bool:
+        """Have `heard` called with whatever is said on the channel; False if it was already."""
+        if channel in self._listening:
+            return False
+        await self._connection.add_listener(channel, lambda *said: heard(said[3]))
+        self._listening.add(channel)
+        return True
+
+    def on_end(self, ended: Callable[[], None]) -> None:
+        """Have `ended` called once the connection is gone, by whoever's hand."""
+        self._connection.add_termination_listener(lambda _connection: ended())
 
     async def copy(self, schema: str, table: str, columns: Sequence[str], stream: bytes) -> None:
         """Insert the rows of a binary stream; outside `transaction` this commits by itself."""

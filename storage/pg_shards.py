@@ -5,8 +5,8 @@ owner's session also holds an advisory lock named after it, for nothing but to b
 can take that lock knows that the session is gone, and need not wait for the lease to run out. The
 lock is tried for the length of a transaction, so that trying never leaves it held.
 
-The same session listens for hints. It is the one connection that is always there, and a hint that
-is missed while it is made again costs a second, till the next sweep.
+The same session listens for hints. It is the one connection that is always there, and when it is
+made again the scheduler is told that it may have missed some.
 """
 
 from __future__ import annotations
@@ -183,7 +183,10 @@ class PgShards(PgBase):
             return
         if await link.value(self._sql("shards_life"), owner):
             link.alive.add(owner)
-        await link.listen(f"tickwheel_{self._sql.schema}", self._heard)
+            # Whoever looks takes us for gone from then on: show life again before anybody does.
+            link.on_end(lambda: self._heard("shards"))
+        if await link.listen(f"tickwheel_{self._sql.schema}", self._heard):
+            self._heard("missed")
 
 
 def _key(row: Row) -> ApiKey:

@@ -12,7 +12,7 @@ LIMITS: dict[str, str] = {
     "job, and commits of some 50 jobs where hundreds would be cheaper",
     "CPU per job at full speed, scheduler": "Python's interpreter: the profile is flat, no "
     "function over 7 %",
-    "CPU per job at full speed, all": "half of it is the scheduler's; Postgres has 30 %: two row "
+    "CPU per job at full speed, all": "half of it is the scheduler's; Postgres has a third or more: two row "
     "versions, one index entry, 0.46 KB of WAL a job",
     "CPU per job at 10,000/s uniform, all": "small batches: 20 to 30 commits per 1,000 "
     "jobs, and a claim for each job",
@@ -27,5 +27,5 @@ LIMITS: dict[str, str] = {
     "the shards, the first load",
     "memory, 10 M waiting, 500 k in the wheel": "about 390 bytes for each job in memory",
     "WAL per job, due within the hour": "three row versions: written, claimed, settled",
-    "longest loop stall, p99.9": "a flush of up to 2,000 rows is made in one piece",
+    "loop stall, p99.9": "a flush of up to 2,000 rows is made in one piece",
 }

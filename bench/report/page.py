@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tickwheel.bench import ladder
 from tickwheel.bench.record import Results
 
 from . import ceilings, peers, targets
@@ -78,6 +79,7 @@ def _ladder(results: Results, plots: Path, link: str) -> str:
         f"## Headline\n\n{targets.headline(results)}",
         f"## Targets\n\n{targets.table(results)}",
         _failures(results),
+        _not_run(results),
         f"## Method\n\n{_METHOD}",
         sections(results, plots, link),
         ceilings.ratios(results),
@@ -92,6 +94,13 @@ def _failures(results: Results) -> str:
         return "Every check of every run held.\n"
     lines = (f"- {name}: **{check.name}** {check.detail}".rstrip() for name, check in failed)
     return "\n".join(("Checks that failed:\n", *lines)) + "\n"
+
+
+def _not_run(results: Results) -> str:
+    """Name the phases that the command stands for and that are not in the results."""
+    phases = {"bench": ladder.LADDER, "full": ladder.FULL, "quick": ladder.QUICK}[results.kind]
+    missing = [phase.name for phase in phases if not results.runs(phase.name)]
+    return f"Not run: {', '.join(missing)}.\n" if missing else ""
 
 
 def _where(results: Results) -> str:

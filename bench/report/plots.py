@@ -125,10 +125,13 @@ _PANELS: tuple[_Over | _Histogram, ...] = (
 
 
 def typical(phased: Phased) -> Run:
-    """Return the run in the middle by its lag, or by its throughput: the one to be drawn."""
+    """Return the run in the middle by its lag, or by its throughput: the one to be drawn.
+
+    The worse of two.
+    """
     for figure in ("late_p99_ms", "done_per_second"):
         values = [(run.figures.get(figure), run) for run in phased.runs]
         known = [(value, run) for value, run in values if isinstance(value, int | float)]
         if known:
-            return sorted(known, key=lambda pair: pair[0])[(len(known) - 1) // 2][1]
+            return sorted(known, key=lambda pair: pair[0])[len(known) // 2][1]
     return phased.runs[-1]

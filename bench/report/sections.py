@@ -53,8 +53,7 @@ SHAPES = {
         "from the start of the process to the first job handed to a session that asks for one all "
         "the time; worker fire: to the first start at the worker that was there before, which "
         "comes back after a pause. After SIGKILL, jobs that were claimed and not yet sent wait "
-        "until their lease has run out: that is what `killed overdue fired` shows, and `p999` "
-        "leaves out.",
+        "until their lease has run out: that is what `killed overdue fired` shows.",
     ),
     "G": About(
         "G: leases",

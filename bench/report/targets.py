@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tickwheel.bench.record import Results, Run
 
@@ -37,6 +37,8 @@ class Target:
     floor: float
     goal: float
     find: Finder
+    worst: bool = False
+    """Judged by the worst run instead of the median one: a maximum is a promise for all."""
 
     @property
     def higher(self) -> bool:
@@ -72,6 +74,14 @@ def held(results: Results, prefix: str) -> str | None:
     )
 
 
+def _others(results: Results, name: str) -> str:
+    """Say how many of all runs at a phase's rate held, however long they were, unless all did."""
+    rate = name.removesuffix(LONG).strip()
+    runs = [*results.runs(rate), *results.runs(f"{rate} {LONG}")]
+    good = sum(run.ok for run in runs)
+    return "" if good == len(runs) else f" ({good} of {len(runs)} runs at this rate held)"
+
+
 def _rate(runs: list[Run]) -> float:
     found = spread(runs, "done_per_second")
     return found.median if found else 0.0
@@ -80,7 +90,8 @@ def _rate(runs: list[Run]) -> float:
 def _held(prefix: str, figure: str) -> Finder:
     def find(results: Results) -> Found | None:
         name = held(results, prefix)
-        return None if name is None else _figure(results, name, figure)
+        found = None if name is None else _figure(results, name, figure)
+        return found and replace(found, phase=f"{name}{_others(results, found.phase)}")
 
     return find
 
@@ -116,7 +127,7 @@ TARGETS = (
     Target("fire lag with 10 M waiting, p50", "ms", 3, 1, _of("late_p50_ms", DEEP)),
     Target("fire lag with 10 M waiting, p99", "ms", 10, 4, _of("late_p99_ms", DEEP)),
     Target("fire lag with 10 M waiting, p99.9", "ms", 50, 10, _of("late_p999_ms", DEEP)),
-    Target("fire lag with 10 M waiting, max", "ms", 250, 50, _of("late_max_ms", DEEP)),
+    Target("fire lag with 10 M waiting, max", "ms", 250, 50, _of("late_max_ms", DEEP), True),
     Target("early fires", "", 0, 0, _early),
     Target("100,000 due at one instant, drained", "s", 10, 2, _of("drained_seconds", INSTANT)),
     Target("restart to first fire, 10 M waiting", "s", 3, 0.5, _of("first_fire_seconds", RESTART)),
@@ -126,9 +137,10 @@ TARGETS = (
         600,
         250,
         _of("scheduler_mb_max", RESTART),
+        worst=True,
     ),
     Target("WAL per job, due within the hour", "B", 1536, 717, _of("wal_bytes", UNIFORM)),
-    Target("longest loop stall, p99.9", "ms", 50, 10, _held(BATCHED, "stall_p999_ms")),
+    Target("loop stall, p99.9", "ms", 50, 10, _held(BATCHED, "stall_p999_ms")),
 )
 
 
@@ -148,9 +160,9 @@ def _row(target: Target, found: Found | None, limit: str) -> tuple[str, ...]:
     bounds = unit(number(target.floor)), unit(number(target.goal))
     if found is None:
         return (target.name, NOTHING, *bounds, "not measured, or did not hold", NOTHING, limit)
-    median = found.spread.median
-    verdict = "" if target.met(median) else ", **below the floor**"
-    share = f"{target.share(median):.0%}{verdict}"
+    value = found.spread.high if target.worst else found.spread.median
+    verdict = "" if target.met(value) else ", **below the floor**"
+    share = f"{target.share(value):.0%}{verdict}"
     return (target.name, found.phase, *bounds, unit(str(found.spread)), share, limit)
 
 
@@ -166,6 +178,12 @@ def headline(results: Results) -> str:
         ("CPU per job at that batch rate, all processes, µs", batch, "cpu_all_us"),
         ("100,000 jobs due at one instant: seconds to run them all", INSTANT, "drained_seconds"),
         ("restart to first fire with 10 M waiting, s", RESTART, "first_fire_seconds"),
+        ("the same until all is as before", RESTART, "recovered_seconds"),
+        (
+            "the same after kill -9: claimed jobs wait for leases",
+            RESTART,
+            "killed_recovered_seconds",
+        ),
         (
             "memory of the scheduler, 10 M waiting, 500 k in the wheel, MB",
             RESTART,
@@ -174,7 +192,12 @@ def headline(results: Results) -> str:
     )
     command = "make bench-quick" if results.kind == "quick" else "make bench-full ONLY='{}'"
     rows = [
-        (what, cell(results.runs(name), figure), f"`{command.format(name)}`")
+        (
+            what,
+            cell(results.runs(name), figure)
+            + (_others(results, name) if name in (batch, single) else ""),
+            f"`{command.format(name)}`",
+        )
         for what, name, figure in asked
         if name is not None and results.runs(name)
     ]

@@ -102,7 +102,7 @@ def measure(
 
 async def _submit(running: House, leases: int) -> None:
     plan = Plan(0, leases // BATCH, BATCH, POSTERS, queue=QUEUE)
-    given = {"url": running.url, "out": str(running.folder / "posts"), "plan": asdict(plan)}
+    given = {"urls": running.urls, "out": str(running.folder / "posts"), "plan": asdict(plan)}
     log = running.folder / "generator.log"
     generator = python("-m", "tickwheel.bench.generator", json.dumps(given), log=log)
     try:

@@ -10,8 +10,7 @@ with `kill` also by SIGKILL, on the same port. Figures of that restart begin wit
   register all the time, since a worker that has been there comes back only after a pause of its
   own; `worker_fire_seconds` is that one's first start.
 - `recovered_seconds`: everything that was overdue has been run, and lateness is as before. After
-  SIGKILL this waits for the leases of jobs that were claimed and never sent to run out;
-  `overdue_p999_seconds` leaves these out.
+  SIGKILL this waits for the leases of jobs that were claimed and never sent to run out.
 - `scheduler_mb_waiting`, `scheduler_mb_resident`: its memory with only far jobs waiting, and with
   `resident_jobs` of the near ones in its wheels.
 """

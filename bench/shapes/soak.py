@@ -155,7 +155,7 @@ async def _serve(running: House) -> None:
     line = await asyncio.to_thread(running.server.stdout.readline)
     if not line.startswith("listening on "):
         raise HouseError(f"the scheduler did not start: {log.read_text()[-2000:]}")
-    running.url = line.rsplit(" ", 1)[-1].strip()
+    running.urls = [line.rsplit(" ", 1)[-1].strip()]
 
 
 def _sloped(measured: Measurement, seconds: float) -> Measurement:

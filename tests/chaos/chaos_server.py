@@ -1,4 +1,4 @@
-"""A scheduler with a short shard TTL: `chaos_server.py DSN SCHEMA PORT ADVERTISED_URL`."""
+"""A scheduler with a short shard TTL: `chaos_server.py DSN SCHEMA PORT ADVERTISED_URL [REPLICA_DSN]`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from tickwheel.server.serve import ServeOptions, serve
 SHARD_TTL_MS = 1_500
 
 
-def main(dsn: str, schema: str, port: str, url: str) -> None:
-    settings = Settings(shard_ttl_ms=SHARD_TTL_MS)
+def main(dsn: str, schema: str, port: str, url: str, replica_dsn: str | None = None) -> None:
     options = ServeOptions(
-        port=int(port), dsn=dsn, schema=schema, advertise_url=url, settings=settings
+        port=int(port),
+        dsn=dsn,
+        schema=schema,
+        advertise_url=url,
+        replica_dsn=replica_dsn,
+        settings=Settings(shard_ttl_ms=SHARD_TTL_MS),
     )
     uvloop.run(serve(options))
 

@@ -23,6 +23,7 @@ def _write(event: str, ctx: Context, **more: Any) -> None:
     line = {
         "event": event,
         "job": ctx.job_id,
+        "queue": ctx.queue,
         "token": ctx.fencing_token,
         "attempt": ctx.attempt,
         "due": ctx.run_at.timestamp(),

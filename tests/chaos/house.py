@@ -20,6 +20,8 @@ from urllib.parse import unquote
 
 import aiohttp
 import asyncpg
+from chaos.clocks import WallClock
+from chaos.disk import Disk, mounted
 from chaos.proxy import Proxy
 from integration.cluster import free_port
 
@@ -82,6 +84,7 @@ class Node:
     process: Process
     front: Proxy
     back: Proxy
+    clock: WallClock
 
     @property
     def url(self) -> str:
@@ -95,14 +98,15 @@ class House:
 
     folder: Path
     dsn: str
-    postgres: EmbeddedPostgres
+    disk: Disk | None = None
+    replica_dsn: str | None = None
     nodes: list[Node] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
 
     @property
     def urls(self) -> list[str]:
         """Where the schedulers are reached."""
-        return [node.url for node in self.nodes]
+        return [each.url for each in self.nodes]
 
     @property
     def ledger_files(self) -> list[Path]:
@@ -112,7 +116,7 @@ class House:
     @property
     def processes(self) -> list[Process]:
         """Schedulers and workers."""
-        return [*(node.process for node in self.nodes), *self.workers]
+        return [*(each.process for each in self.nodes), *self.workers]
 
     async def supervise(self) -> None:
         """Start again what ends by itself, until cancelled: some jobs kill their worker."""
@@ -123,10 +127,13 @@ class House:
             await asyncio.sleep(SUPERVISE_SECONDS)
 
     def calm(self) -> None:
-        """End all faults: everything runs, and every edge passes."""
-        for node in self.nodes:
-            node.front.thaw()
-            node.back.thaw()
+        """End all faults: everything runs, every edge passes, time and room are as they should be."""
+        if self.disk is not None:
+            self.disk.drain()
+        for each in self.nodes:
+            each.front.thaw()
+            each.back.thaw()
+            each.clock.set(0.0)
         for process in self.processes:
             process.tell(signal.SIGCONT)
             process.start()
@@ -145,14 +152,24 @@ class House:
     async def ready(self) -> None:
         """Wait until every scheduler makes progress."""
         async with asyncio.timeout(READY_SECONDS_MAX), aiohttp.ClientSession() as session:
-            for node in self.nodes:
+            for each in self.nodes:
                 while True:
                     with suppress(aiohttp.ClientError, TimeoutError):
                         timeout = aiohttp.ClientTimeout(2)
-                        async with session.get(f"{node.url}/readyz", timeout=timeout) as answer:
+                        async with session.get(f"{each.url}/readyz", timeout=timeout) as answer:
                             if answer.status == 200:
                                 break
                     await asyncio.sleep(0.05)
+
+    async def end(self) -> None:
+        """Calm down, and end all schedulers and workers."""
+        self.calm()
+        for process in self.workers:
+            await process.end(signal.SIGTERM, 10)
+        for each in self.nodes:
+            await each.process.end(signal.SIGTERM, 20)
+            await each.front.stop()
+            await each.back.stop()
 
     async def unfinished(self) -> int:
         """Count the jobs that have not ended."""
@@ -170,29 +187,41 @@ class House:
 async def house(folder: Path, schedulers: int, workers: int) -> AsyncIterator[House]:
     """Start everything; end it whatever happens."""
     folder.chmod(0o755)  # Postgres may run under another account
-    postgres = EmbeddedPostgres(folder / "data")
-    built = House(folder, await postgres.start(), postgres)
+    with mounted(folder / "disk") as disk:
+        postgres = EmbeddedPostgres(folder / "disk" / "data")
+        built = House(folder, await postgres.start(), disk)
+        try:
+            async with _peopled(built, schedulers, workers):
+                yield built
+        finally:
+            await postgres.stop()
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, dsn: str, replica_dsn: str | None = None, schedulers: int = 2, workers: int = 2
+) -> AsyncIterator[House]:
+    """Start schedulers and workers on a Postgres that is there; end them whatever happens."""
+    built = House(folder, dsn, replica_dsn=replica_dsn)
+    async with _peopled(built, schedulers, workers):
+        yield built
+
+
+@asynccontextmanager
+async def _peopled(built: House, schedulers: int, workers: int) -> AsyncIterator[None]:
+    supervising = asyncio.create_task(built.supervise())
     try:
         for number in range(schedulers):
             built.nodes.append(await _node(built, number))
-        for node in built.nodes:
-            node.process.start()
+            built.nodes[-1].process.start()
         await built.ready()
         for number in range(workers):
             built.workers.append(_worker(built, number))
             built.workers[-1].start()
-        supervising = asyncio.create_task(built.supervise())
-        yield built
-        supervising.cancel()
+        yield
     finally:
-        built.calm()
-        for process in built.workers:
-            await process.end(signal.SIGTERM, 10)
-        for node in built.nodes:
-            await node.process.end(signal.SIGTERM, 20)
-            await node.front.stop()
-            await node.back.stop()
-        await postgres.stop()
+        supervising.cancel()
+        await built.end()
 
 
 async def _node(built: House, number: int) -> Node:
@@ -207,8 +236,11 @@ async def _node(built: House, number: int) -> Node:
     url = f"http://127.0.0.1:{front.port}"
     script = str(_HERE / "chaos_server.py")
     command = [sys.executable, script, dsn, SCHEMA, str(port), url]
+    command += [] if built.replica_dsn is None else [built.replica_dsn]
     log = built.folder / f"scheduler-{number}.log"
-    return Node(Process(f"scheduler-{number}", command, {}, log), front, back)
+    clock = WallClock(built.folder / f"clock-{number}")
+    process = Process(f"scheduler-{number}", command, clock.environment, log)
+    return Node(process, front, back, clock)
 
 
 def _worker(built: House, number: int) -> Process:

@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from chaos.clocks import library
 from chaos.house import House, Process, now
 from chaos.proxy import Proxy
 
@@ -39,7 +40,10 @@ class Monkey:
             (2, "F6 delay", self._delay),
             (2, "F6 one way", self._one_way),
             (6, "F7 cut replies", self._cut_replies),
+            (2 if library() else 0, "F9 set clock", self._set_clock),
+            (1 if house.disk else 0, "F12 full disk", self._fill_disk),
         ]
+        self.left_out = [name for weight, name, _ in self._faults if not weight]
 
     async def run(self, seconds: float) -> None:
         """Let faults come for so long, then calm down."""
@@ -48,7 +52,7 @@ class Monkey:
         weights = [weight for weight, _, _ in self._faults]
         while loop.time() < until:
             [(_, name, fault)] = self._rng.choices(self._faults, weights)
-            if name.startswith("F3") and loop.time() < self._postgres_at:
+            if name.startswith(("F3", "F12")) and loop.time() < self._postgres_at:
                 continue
             self._note(name)
             await fault()
@@ -120,6 +124,19 @@ class Monkey:
 
     async def _cut_replies(self) -> None:
         self._edge().cut_replies(self._rng.choice((1, 3, 10)))
+
+    async def _set_clock(self) -> None:
+        clock = self._rng.choice(self._house.nodes).clock
+        clock.set(self._rng.choice((-3_600.0, -2.0, -0.3, 0.3, 2.0, 3_600.0)))
+        await asyncio.sleep(self._rng.choice((1.5, 4.0)))
+        clock.set(0.0)
+
+    async def _fill_disk(self) -> None:
+        assert self._house.disk is not None
+        self._postgres_at = asyncio.get_running_loop().time() + POSTGRES_EVERY_SECONDS
+        await asyncio.to_thread(self._house.disk.fill)
+        await asyncio.sleep(self._rng.choice((0.3, 1.5)))
+        self._house.disk.drain()
 
     def _edge(self) -> Proxy:
         node = self._rng.choice(self._house.nodes)

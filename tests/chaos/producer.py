@@ -12,7 +12,7 @@ from typing import Any
 from chaos.house import House, now
 
 from tickwheel.client import Client
-from tickwheel.client.errors import ClientError, Conflict
+from tickwheel.client.errors import Conflict, NotFound, TryLater, Unreachable
 
 LEASE_SECONDS = 3.0
 LIMIT = 20
@@ -25,12 +25,15 @@ _PAUSE_SECONDS = 0.05
 
 
 class Producer:
-    """Submits at a steady rate, to any scheduler."""
+    """Submits at a steady rate, to any scheduler. `poison`: also jobs that kill their worker."""
 
-    def __init__(self, house: House, rng: random.Random, rate: float) -> None:
+    def __init__(
+        self, house: House, rng: random.Random, rate: float, *, poison: bool = True
+    ) -> None:
         self._house = house
         self._rng = rng
         self._rate = rate
+        self._poison = poison
         self._number = 0
         self._turn = 0
         self._clients = [
@@ -72,9 +75,10 @@ class Producer:
         """
         for number in range(SCHEDULES):
             await self._caught_up(f"tick-{number}")
+        at = now()
         for number in range(SCHEDULES):
             await self._until(lambda client, n=number: client.schedules.pause(f"tick-{n}"))
-        self._note("schedules-end", at=now())
+        self._note("schedules-end", at=at)
 
     async def _caught_up(self, schedule_id: str) -> None:
         """Wait, for a while, until a schedule's next time is ahead."""
@@ -102,7 +106,7 @@ class Producer:
         elif dice < 0.10:
             task, args = "flaky", {"times": 1}
             options |= {"retry_policy": {"initial_seconds": 0.2}}
-        elif dice < 0.102:
+        elif dice < 0.102 and self._poison:
             task, args = "poison", {}
             options |= {"on_lost_lease": "dead"}
         else:
@@ -123,7 +127,7 @@ class Producer:
             await asyncio.sleep(rng.uniform(0, 2))
             try:
                 job = await self._until(lambda client: client.cancel(job["id"]))
-            except Conflict:
+            except (Conflict, NotFound):
                 return
             self._note("cancelled", job=job["id"], state=job["state"], at=now())
 
@@ -134,9 +138,7 @@ class Producer:
             client = self._clients[self._turn % len(self._clients)]
             try:
                 return await call(client)
-            except Conflict:
-                raise
-            except (ClientError, TimeoutError) as error:
+            except (Unreachable, TryLater, TimeoutError) as error:
                 self.counts[type(error).__name__] += 1
                 await asyncio.sleep(_PAUSE_SECONDS)
 

@@ -58,6 +58,11 @@ class Proxy:
         for line in list(self._lines):
             line.reset()
 
+    def redirect(self, target: int | str) -> None:
+        """Lead to another address from now on, also who is connected."""
+        self._target = target
+        self.cut()
+
     def cut_replies(self, count: int) -> None:
         """Reset the next connections on which a reply comes, before it is passed on.
 

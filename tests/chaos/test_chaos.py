@@ -48,7 +48,7 @@ async def _watch_limit(dsn: str, peaks: list[int]) -> None:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _rest(running: House) -> None:
+async def rest(running: House) -> None:
     """Wait until every job has ended; those that don't are for the checker to tell of."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(REST_SECONDS_MAX):
@@ -56,7 +56,8 @@ async def _rest(running: House) -> None:
                 await asyncio.sleep(0.2)
 
 
-async def _verdict(running: House, peaks: list[int]) -> Verdict:
+async def verdict_of(running: House, peaks: list[int]) -> Verdict:
+    """Judge what everybody has written down."""
     connection = await asyncpg.connect(running.dsn)
     try:
         rows = await connection.fetch(
@@ -108,12 +109,14 @@ async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
             await asyncio.gather(producer.run(MINUTES * 60), monkey.run(MINUTES * 60))
             await running.ready()
             await producer.end()
-            await _rest(running)
+            await rest(running)
             watching.cancel()
-            verdict = await _verdict(running, peaks)
+            verdict = await verdict_of(running, peaks)
             await producer.close()
         _keep(verdict, Path(name))
     print(verdict.text(), dict(producer.counts))
+    for fault in monkey.left_out:
+        print(f"not possible here: {fault}")
     assert verdict.ok, verdict.text()
     assert verdict.acked > MINUTES * 60 * RATE * 0.5
     assert verdict.looks > MINUTES * 60

@@ -117,6 +117,13 @@ def test_no_page_promises_what_nobody_can_keep(page: Path) -> None:
     assert not re.search(r"exactly[\s-]+once", page.read_text(), re.IGNORECASE)
 
 
+def test_every_test_that_the_page_of_promises_names_is_there() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (DOCS / "reliability.md").read_text())
+    assert len(named) > 30
+    assert [name for name in named if f"def {name}(" not in sources] == []
+
+
 # Links.
 
 

@@ -88,6 +88,21 @@ async def test_an_owner_that_lost_its_session_shows_life_again_at_its_next_renew
     assert await peer.acquire_shards("b", HOUR_MS) == {}
 
 
+async def test_an_owner_that_loses_its_session_is_told_at_once_and_that_it_may_have_missed_hints(
+    store: PostgresStore, postgres_dsn: str
+) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    store.on_hint(heard.put_nowait)
+    epochs = await store.acquire_shards("a", HOUR_MS)
+    assert await asyncio.wait_for(heard.get(), 20) == "missed"
+    await query(
+        postgres_dsn, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {LIFE}"
+    )
+    assert await asyncio.wait_for(heard.get(), 20) == "shards"
+    await store.renew_shards("a", epochs, HOUR_MS)
+    assert await asyncio.wait_for(heard.get(), 20) == "missed"
+
+
 async def test_a_renewal_passes_and_a_take_over_waits_while_an_epoch_is_held(
     store: PostgresStore, peer: PostgresStore, schema: str
 ) -> None:

@@ -48,7 +48,8 @@ async def _ends_after(path: Path, count: int) -> None:
     async with asyncio.timeout(30):
         while len(_pids(path)) < count and not supervising.done():
             await asyncio.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not supervising.done():
+            os.kill(os.getpid(), signal.SIGTERM)
         await supervising
     assert len(_pids(path)) == count
     _none_left(path)

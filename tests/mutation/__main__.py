@@ -1,6 +1,7 @@
 """`make mutate`: take each guard away, in a copy of the sources, and see which test tells.
 
-Prints a table; exits 1 if a guard can be removed unnoticed, or is not where it was.
+Prints a table, and writes it to `docs/mutations.md` if those were all, and none was missed; exits 1 if a guard can
+be removed unnoticed, or is not where it was.
 """
 
 from __future__ import annotations
@@ -21,6 +22,17 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("core", "storage", "server", "client", "bench")
 SECONDS_MAX = 300
+NOBODY = "NONE"
+PAGE = ROOT / "docs" / "mutations.md"
+_HEAD = """# Guards, and the tests that tell
+
+A guard is a condition on which a [promise](../README.md#what-it-promises-and-what-not) hangs. Each of \
+these was taken out of a copy of the sources, one at a time, and this test failed: `make mutate`, \
+which writes this page.
+
+| guard | taken out of | the test that fails |
+|---|---|---|
+"""
 _FAILED = re.compile(r"^FAILED (\S+)", re.MULTILINE)
 
 
@@ -88,7 +100,7 @@ def main(names: list[str]) -> int:
     """Try the guards whose names contain one of `names`, or all."""
     console = Console(width=160)
     table = Table("guard", "taken out of", "the test that fails")
-    missed = 0
+    rows: list[tuple[str, str, str]] = []
     with tempfile.TemporaryDirectory(prefix="tickwheel-mutation-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -102,9 +114,12 @@ def main(names: list[str]) -> int:
             except ValueError as error:
                 test = None
                 console.print(f"{guard.name}: {error}")
-            missed += test is None
-            table.add_row(guard.name, guard.file, test or "NONE")
+            rows.append((guard.name, guard.file, test or NOBODY))
+            table.add_row(*rows[-1])
     console.print(table)
+    missed = any(test == NOBODY for _, _, test in rows)
+    if not names and not missed:
+        PAGE.write_text(_HEAD + "".join(f"| {a} | `{b}` | `{c}` |\n" for a, b, c in rows))
     return 1 if missed else 0
 
 

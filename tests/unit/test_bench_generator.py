@@ -101,7 +101,7 @@ def offer(
     async def main() -> Offered:
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            load = Load(plan, f"http://127.0.0.1:{port}", out)
+            load = Load(plan, [f"http://127.0.0.1:{port}"], out)
             await load.connect()
             offered = await load.run(time.time())
             load.close()

@@ -6,8 +6,11 @@ import asyncio
 import random
 from typing import cast
 
+import pytest
 from unit.rig import terms_of
 
+from tickwheel.core import kernel as kernel_module
+from tickwheel.core.clock import SteadyClock
 from tickwheel.core.ids import mint
 from tickwheel.core.job import Claimed, Running
 from tickwheel.core.kernel import Kernel
@@ -21,7 +24,7 @@ from tickwheel.core.testing import VirtualClock
 
 
 def kernel_of() -> Kernel:
-    clock = VirtualClock(asyncio.get_running_loop())
+    clock = SteadyClock(VirtualClock(asyncio.get_running_loop()))
     return Kernel(cast(Store, None), Settings(), clock, random.Random(1), NoMetrics())
 
 
@@ -109,3 +112,17 @@ async def test_a_limit_that_was_lowered_below_what_runs_leaves_no_room_and_not_l
     kernel.claiming["q"] = 3
     assert kernel.room(Queue("q", max_running=5), 9) == 2
     assert kernel.room(Queue("q", max_running=1), 9) == 0
+
+
+async def test_sessions_that_are_gone_are_remembered_up_to_a_number_and_a_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel_module, "GONE_MAX", 3)
+    monkeypatch.setattr(kernel_module, "KEPT_MAX", 4)
+    kernel = kernel_of()
+    kernel.orphans(["1", "2"])
+    kernel.orphans(["3", "4"])
+    assert list(kernel.gone) == ["2", "3", "4"]
+    kernel.orphans(["5"], frozenset("abc"))
+    kernel.orphans(["6"], frozenset("de"))
+    assert kernel.gone == {"6": frozenset("de")}

@@ -19,6 +19,7 @@ from tickwheel.core import (
     Context,
     Fatal,
     IdempotencyConflict,
+    InvalidRequest,
     Job,
     JobOptions,
     Retry,
@@ -90,7 +91,9 @@ def test_retry_says_when_and_fatal_says_never() -> None:
     run(scenario)
 
 
-def test_a_handler_that_fails_is_tried_until_its_budget_is_spent() -> None:
+def test_a_handler_that_fails_is_tried_until_its_budget_is_spent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with scheduler_on(store_of(clock), clock) as scheduler:
 
@@ -102,6 +105,7 @@ def test_a_handler_that_fails_is_tried_until_its_budget_is_spent() -> None:
             assert (job.state, job.attempt, job.reason) == (State.DEAD, 2, "max_attempts")
             assert error_of(job)["type"] == "ValueError"
             assert len(error_of(job)["message"]) == 16 * 1024
+            assert f"job {job.id} (fail) failed: ValueError: xxx" in caplog.text
 
     run(scenario)
 
@@ -131,7 +135,7 @@ def test_arguments_that_do_not_fit_fail_the_job() -> None:
 
             job = await ended(scheduler, "t", args={"b": 1})
             assert (job.state, error_of(job)["type"]) == (State.DEAD, "TypeError")
-            with pytest.raises(ValueError, match="JSON"):
+            with pytest.raises(InvalidRequest, match="JSON"):
                 await scheduler.submit("t", {"a": float("nan")})
 
     run(scenario)
@@ -229,10 +233,35 @@ def test_what_a_submission_says_becomes_its_spec() -> None:
         spec_of("t", None, {"unknown": 1})
 
 
+@pytest.mark.parametrize(
+    ("task", "args", "settings", "pointer"),
+    [
+        ("", {}, {}, "/task"),
+        ("a b", {}, {}, "/task"),
+        (5, {}, {}, "/task"),
+        ("t", [1], {}, "/args"),
+        ("t", {"x": object()}, {}, "/args"),
+        ("t", {}, {"queue": "../q"}, "/queue"),
+        ("t", {}, {"delay": "5"}, "/delay"),
+        ("t", {}, {"delay": -1}, "/delay"),
+        ("t", {}, {"delay": float("inf")}, "/delay"),
+        ("t", {}, {"priority": 10}, "/priority"),
+        ("t", {}, {"max_attempts": "3"}, "/max_attempts"),
+        ("t", {}, {"run_at": "tomorrow"}, "/run_at"),
+    ],
+)
+def test_what_can_never_work_is_refused_and_named(
+    task: Any, args: Any, settings: dict[str, Any], pointer: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        spec_of(task, args, settings)
+    assert refused.value.pointer == pointer
+
+
 def test_instants_are_rounded_up_and_need_a_zone() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     assert ms_of(at) == START_MS
     assert ms_of(at + timedelta(microseconds=1)) == START_MS + 1
     assert ms_of(at + timedelta(seconds=1)) == START_MS + SECOND
-    with pytest.raises(ValueError, match="time zone"):
+    with pytest.raises(InvalidRequest, match="time zone"):
         ms_of(datetime(2026, 1, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from unit.rig import Hand, books_balance, faulty, scheduler_on, store_of, submit, until
+from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_of, submit, until
 
 from tickwheel.core import Scheduler, Unavailable
 from tickwheel.core.ids import shard_of
@@ -222,6 +222,39 @@ def test_a_clock_that_differs_from_the_stores_owns_nothing_and_says_so() -> None
             theirs.step(50)
             await asyncio.sleep(15)
             assert scheduler.not_ready() is None
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("noticed_seconds", [0.0, 0.3])
+@pytest.mark.parametrize("jump_ms", [300, 3_600_000, -300, -3_600_000])
+def test_nothing_is_taken_sent_or_ended_by_a_clock_that_was_set_until_it_is_right(
+    jump_ms: int, noticed_seconds: float
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        theirs = VirtualClock(asyncio.get_running_loop())
+        async with scheduler_on(MemoryStore(4, clock=theirs), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            [later] = await submit(scheduler, delay_ms=30_000)
+            [much_later] = await submit(scheduler, delay_ms=90_000, start_deadline_ms=60_000)
+            await asyncio.sleep(29.5)
+            clock.step(jump_ms)
+            await asyncio.sleep(noticed_seconds)
+            with pytest.raises(Unavailable, match="clock"):
+                await submit(scheduler)
+            with pytest.raises(Unavailable, match="clock"):
+                await scheduler.jobs.reschedule(later, clock.now_ms())
+            assert await hand.poll(50) == []
+            await asyncio.sleep(5)
+            with pytest.raises(Unavailable, match="clock"):
+                await submit(scheduler)
+            clock.step(-jump_ms)
+            [lease] = await hand.poll(10_000)
+            assert (lease.id, lease.row.attempt) == (later, 1)
+            await hand.report(lease)
+            await submit(scheduler)
+            assert await state_of(scheduler, much_later) is State.SCHEDULED
+            books_balance(scheduler)
 
     run(scenario)
 

@@ -236,6 +236,23 @@ def test_those_who_wait_for_a_job_are_told_when_its_row_is_found_ended() -> None
     run(scenario)
 
 
+def test_a_running_job_that_was_cancelled_elsewhere_and_unheard_is_found_by_the_recovery() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 1)
+            [lease] = await hand.poll()
+            await store.cancel(lease.id, clock.now_ms(), "cancelled")
+            await asyncio.sleep(5)
+            assert (await hand.report(running=(lease,))).cancel == []
+            scheduler._hear("missed")
+            await asyncio.sleep(2)
+            assert (await hand.report(running=(lease,))).cancel == [lease.id]
+
+    run(scenario)
+
+
 def test_a_pause_is_not_undone_by_a_query_that_was_under_way() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)

@@ -413,7 +413,7 @@ def test_a_scheduler_that_is_away_is_told_now_and_then(
     line.refuse = [Unreachable("refused", sent=False) for _ in range(12)]
     keep(line, {}, now())
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["can't reach http://scheduler:8080: refused; trying again"] * 2
+    assert told == ["not registered at http://scheduler:8080: refused; trying again"] * 2
 
 
 def test_a_line_knows_its_url() -> None:

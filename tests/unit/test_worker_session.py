@@ -364,6 +364,17 @@ async def test_a_scheduler_that_is_not_ready_yet_is_waited_for(fake: FakeSchedul
     assert len(fake.asked("register")) == 3
 
 
+async def test_a_defect_in_the_background_ends_the_worker(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(session.Session, "check", check)
+    with pytest.raises(ZeroDivisionError):
+        await Worker(fake.url).serve()
+
+
 async def test_a_draining_scheduler_is_asked_for_no_jobs(
     fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
