@@ -96,8 +96,7 @@ class Ownership:
         kernel = self._kernel
         ttl_ms = kernel.settings.shard_ttl_ms
         if not await self._clock_agrees():
-            self._owe(self._epochs)
-            self._lose(set(self._epochs))
+            await self._give_back(list(self._epochs))
             await self._pay()
             return
         await self._pay()

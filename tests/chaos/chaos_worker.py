@@ -14,12 +14,14 @@ import time
 from typing import Any
 
 from tickwheel.client import Context, Worker
+from tickwheel.client.clock import now
 
 worker = Worker(queues={"default": 60, "side": 30}, grace_seconds=2.0)
 _ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def _write(event: str, ctx: Context, **more: Any) -> None:
+    attempt = ctx._attempt
     line = {
         "event": event,
         "job": ctx.job_id,
@@ -28,6 +30,7 @@ def _write(event: str, ctx: Context, **more: Any) -> None:
         "attempt": ctx.attempt,
         "due": ctx.run_at.timestamp(),
         "at": time.time(),
+        "held_until": time.time() + attempt.fence_at - now(),
         "pid": os.getpid(),
         **more,
     }

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 Line = Mapping[str, Any]
-LEASE_HELD = 0.8
-"""A worker counts so much of a lease, from its sending; a handler starts a little after that."""
 ROUNDING_SECONDS = 0.001
 FORBIDDEN = (
     "lost",
@@ -138,11 +136,11 @@ def check(
     letters: Sequence[str],
     ticks: Mapping[str, Sequence[float]],
     *,
-    lease_seconds: float,
     tick_seconds: float,
 ) -> Verdict:
     """Judge a run that has come to rest.
 
+    A start tells until when its worker held the lease (`held_until`), renewals not counted.
     `rows` are the jobs (id, state, token, failures, lost_leases, max_attempts, reason, schedule_id,
     queue, tags, …), `letters` the ids of dead letters, `ticks` the fire times of each schedule.
     """
@@ -163,7 +161,7 @@ def check(
     _acknowledged(verdict, producer, by_id)
     _cancelled(verdict, producer, by_id, starts)
     dues = {line["job"]: line["due"] for line in producer if line["event"] == "acked"}
-    _executions(verdict, starts, dues, given_up, lease_seconds)
+    _executions(verdict, starts, dues, given_up)
     _rows(verdict, by_id, ends, set(letters))
     _ticks(verdict, producer, by_id, ticks, tick_seconds)
     _recovery(verdict, faults, starts)
@@ -206,7 +204,6 @@ def _executions(
     starts: Mapping[str, list[Line]],
     dues: Mapping[str, float],
     given_up: Mapping[tuple[str, int], float],
-    lease_seconds: float,
 ) -> None:
     for job, lines in starts.items():
         verdict.executions += len(lines)
@@ -222,7 +219,7 @@ def _executions(
                 _note(verdict, "tokens_went_back", line)
             elif line["at"] < given_up.get((job, before["token"]), float("inf")):
                 verdict.re_executions += 1
-                if line["at"] - before["at"] < LEASE_HELD * lease_seconds:
+                if line["at"] < before["held_until"]:
                     _note(verdict, "overlapping_tokens", line)
 
 

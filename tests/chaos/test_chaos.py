@@ -20,7 +20,7 @@ import asyncpg
 from chaos.checker import Verdict, check, over_limit, read
 from chaos.house import SCHEMA, House, house
 from chaos.monkey import Monkey
-from chaos.producer import LEASE_SECONDS, LIMIT, TICK_SECONDS, Producer
+from chaos.producer import LIMIT, TICK_SECONDS, Producer
 
 MINUTES = float(os.environ.get("MINUTES", "1"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -81,7 +81,6 @@ async def verdict_of(running: House, peaks: list[int]) -> Verdict:
         [dict(row) for row in rows],
         [row[0] for row in letters],
         ticks,
-        lease_seconds=LEASE_SECONDS,
         tick_seconds=TICK_SECONDS,
     )
     verdict.over_limit, verdict.looks = over_limit(peaks, LIMIT), len(peaks)
@@ -110,7 +109,7 @@ async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
             await running.ready()
             await producer.end()
             await rest(running)
-            watching.cancel()
+            assert watching.cancel(), watching.exception()
             verdict = await verdict_of(running, peaks)
             await producer.close()
         _keep(verdict, Path(name))

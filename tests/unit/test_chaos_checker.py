@@ -32,7 +32,6 @@ class Run:
             self.rows,
             self.letters,
             self.ticks,
-            lease_seconds=3.0,
             tick_seconds=1.0,
         )
 
@@ -54,7 +53,8 @@ def row(job: str, **fields: Any) -> dict[str, Any]:
 
 
 def ran(job: str, event: str, token: int, at: float) -> dict[str, Any]:
-    return {"event": event, "job": job, "token": token, "due": 1.0, "at": at}
+    held = {"held_until": at + 2.4}
+    return {"event": event, "job": job, "token": token, "due": 1.0, "at": at, **held}
 
 
 def good() -> Run:
