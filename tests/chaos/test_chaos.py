@@ -27,6 +27,13 @@ SEED = int(os.environ.get("SEED", "1"))
 RATE = float(os.environ.get("RATE", "60"))
 REST_SECONDS_MAX = 120.0
 LOOK_SECONDS = 0.1
+_GONE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 
 async def _watch_limit(dsn: str, peaks: list[int]) -> None:
@@ -44,7 +51,7 @@ async def _watch_limit(dsn: str, peaks: list[int]) -> None:
                     await asyncio.sleep(LOOK_SECONDS)
             finally:
                 connection.terminate()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        except _GONE:
             await asyncio.sleep(LOOK_SECONDS)
 
 
