@@ -183,6 +183,21 @@ def test_trust_ends_a_margin_before_the_lease_and_comes_back_with_the_store() ->
     run(scenario)
 
 
+def test_trust_counts_from_the_sending_of_a_renewal_and_not_from_its_answer() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock, shard_ttl_ms=10_000) as scheduler:
+            store.delay_ms = 1_000
+            began_ms = clock.monotonic_ms()
+            await scheduler._ownership.keep()
+            assert clock.monotonic_ms() - began_ms >= 3_000
+            # Sent after the clock's check, which took a second; 8 s are what is believed of 10.
+            assert scheduler._ownership._trusted_until_ms == began_ms + 9_000
+            store.delay_ms = 0
+
+    run(scenario)
+
+
 def test_a_shard_that_was_taken_away_is_dropped_whole_with_claims_under_way() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)

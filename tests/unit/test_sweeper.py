@@ -62,6 +62,25 @@ def test_a_job_that_nobody_told_of_is_found_a_second_after_its_time() -> None:
     run(scenario)
 
 
+def test_a_job_whose_commit_comes_seconds_late_is_found_by_the_next_pass() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            await hand.work(1)
+            await asyncio.sleep(30)
+            at_ms = clock.now_ms() - 5 * SECOND
+            row = (mint(at_ms, 0, scheduler._rng), at_ms, at_ms, at_ms, None, 0, 5, 5)
+            job = NewJob(*row, "default", "t", b"{}", None, None, None, None)
+            await store.append([Submission((job,))], clock.now_ms())
+            await hand.work(1)
+            assert hand.sent[1].id == job.id
+            assert hand.lags[1] <= 7 * SECOND
+
+    run(scenario)
+
+
 def test_a_lane_whose_workers_are_behind_is_not_read_again_every_second() -> None:
     async def scenario(clock: VirtualClock) -> None:
         metrics = Sweeps()
