@@ -100,6 +100,10 @@ class Keeper(threading.Thread):
         if lease_seconds / 3 < self._interval:
             self._wake.set()
 
+    def look(self) -> None:
+        """Find out at once if the scheduler is still there: it did not answer. Any thread."""
+        self._wake.set()
+
     def stop(self, *, leave: bool) -> None:
         """End the thread; with `leave` the session ends and what it still holds is released."""
         self._leave = leave

@@ -220,6 +220,9 @@ class Session:
             if not self._unknown(error, worker_id):
                 raise
             return None
+        except Unreachable:
+            self._keeper.look()
+            raise
         finally:
             # What it brings is taken before anybody who waits for this has a turn.
             self._polling_as = None
@@ -288,8 +291,7 @@ class Session:
         self._directed(answer)
 
     def _healthy_peer(self) -> Session | None:
-        healthy = [peer for peer in self.peers if peer._registered.is_set()]
-        return next((peer for peer in healthy if not peer._keeper.failing), None)
+        return next((p for p in self.peers if p._registered.is_set() and not p.failing), None)
 
     def _moved(self, attempt: Attempt, owner: str | None) -> None:
         """Show an attempt to who keeps its lease now; until that is known, to one after the other."""

@@ -191,6 +191,29 @@ async def test_a_session_with_a_scheduler_that_is_gone_ends_and_the_others_are_t
         await polled(first, {"default": 4})
 
 
+async def test_a_scheduler_that_leaves_a_poll_without_answer_is_looked_at_at_once(
+    fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had claimed and not sent waits until the others hear that its session is gone."""
+    monkeypatch.setattr(renewal, "IDLE_SECONDS", 3_600.0)
+    first, second, _ = fakes
+    introduce(first, second)
+    worker = Worker(first.url)
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        await second.until(partial(second.asked, "poll"))
+        [gone_id] = {asked.worker_id for asked in second.asked("poll")}
+        first.schedulers = first.schedulers[:1]
+        await first.reported("succeeded", first.offer("run"))
+        second.refuse("report", 503, "unavailable", times=10_000)
+        second.lose("poll", 10_000)
+        second.offer("run")
+        await first.until(lambda: first.gone() == [gone_id])
+
+
 async def test_a_session_that_the_scheduler_forgot_is_called_gone_but_for_what_runs(
     fakes: list[FakeScheduler],
 ) -> None:
