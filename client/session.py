@@ -187,11 +187,10 @@ class Session:
 
     def ended(self, attempts: Iterable[Attempt]) -> None:
         """Report how those of this session ended that were not lost meanwhile."""
-        running = self.running
         succeeded: list[str] = []
         for attempt in attempts:
-            if running.get(attempt.id) is attempt:
-                del running[attempt.id]
+            if self.running.get(attempt.id) is attempt:
+                del self.running[attempt.id]
                 if attempt.ended is None:
                     succeeded.append(plain(attempt))
                 else:

@@ -34,45 +34,65 @@ class SteadyClock:
     """A clock that doesn't believe wall time once it was set.
 
     In doubt, time goes on by monotonic time from what it was before, until somebody has compared
-    (`set_ms`) and says `believe`; `jumped` is called when there is reason to. So nobody ever stamps
-    a job by a time that an operator mistyped.
+    `set_ms` with another clock and says `believe`. `jumped` is called when there is reason to. So
+    nobody stamps a job by a time that an operator mistyped.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._ahead_ms = self._seen_ms = clock.now_ms() - clock.monotonic_ms()
-        self.in_doubt = False
-        self.jumps = 0
+        """Wall time less monotonic time, as it is believed, and as it was at the last look."""
+        self._doubted = False
+        self._jumps = 0
         self.jumped: Callable[[], None] = lambda: None
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether wall time was set, or said to be wrong, and not believed since."""
+        self._look()
+        return self._doubted
+
+    @property
+    def jumps(self) -> int:
+        """How often wall time was set."""
+        self._look()
+        return self._jumps
+
     def monotonic_ms(self) -> int:
-        """Return the clock's monotonic time."""
+        """Return the clock's monotonic time in ms."""
         return self._clock.monotonic_ms()
 
     def set_ms(self) -> int:
-        """Return wall time as it is set, believed or not."""
+        """Return wall time as it is set, in epoch ms."""
         return self._clock.now_ms()
 
     def now_ms(self) -> int:
-        """Return wall time as it is believed."""
+        """Return wall time as it is believed, in epoch ms."""
+        return self._look() + self._ahead_ms
+
+    def believe(self) -> None:
+        """Go on by wall time as it is set now."""
+        self._doubted = False
+        self._ahead_ms = self._seen_ms = self._clock.now_ms() - self._clock.monotonic_ms()
+
+    def doubt(self) -> None:
+        """Go on by monotonic time."""
+        self._doubted = True
+
+    def _look(self) -> int:
+        """Notice if wall time was set; return monotonic time."""
         now_ms, monotonic_ms = self._clock.now_ms(), self._clock.monotonic_ms()
         if abs(now_ms - monotonic_ms - self._seen_ms) > JUMP_MS:
             # Read again: the process may have been put aside between the two.
             now_ms, monotonic_ms = self._clock.now_ms(), self._clock.monotonic_ms()
             if abs(now_ms - monotonic_ms - self._seen_ms) > JUMP_MS:
                 self._seen_ms = now_ms - monotonic_ms
-                self.in_doubt = True
-                self.jumps += 1
+                self._doubted = True
+                self._jumps += 1
                 self.jumped()
-        if self.in_doubt:
-            return monotonic_ms + self._ahead_ms
-        self._ahead_ms = self._seen_ms = now_ms - monotonic_ms
-        return now_ms
-
-    def believe(self) -> None:
-        """Go on by wall time as it is set now."""
-        self._ahead_ms = self._seen_ms = self._clock.now_ms() - self._clock.monotonic_ms()
-        self.in_doubt = False
+        if not self._doubted:
+            self._ahead_ms = self._seen_ms = now_ms - monotonic_ms
+        return monotonic_ms
 
 
 class SystemClock:

@@ -62,7 +62,6 @@ class Ownership:
     def trusted(self) -> bool:
         """Tell whether this scheduler may act on its shards now."""
         clock = self._kernel.clock
-        clock.now_ms()
         return not clock.in_doubt and clock.monotonic_ms() < self._trusted_until_ms
 
     async def recovered(self) -> None:
@@ -222,11 +221,10 @@ class Ownership:
         skew_ms = store_ms - (before_ms + blur_ms)
         agrees = skew_max is None or abs(skew_ms) <= skew_max + blur_ms
         self.skew_ms = 0 if agrees else skew_ms
-        clock.now_ms()
-        if agrees and clock.jumps == jumps:
+        if not agrees:
+            clock.doubt()
+        elif clock.jumps == jumps:
             clock.believe()
-        elif not agrees:
-            clock.in_doubt = True
         return agrees
 
     def _leases_of(self, numbers: Iterable[int]) -> list[Lease]:

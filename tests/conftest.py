@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from embedded_kit import embedded_postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background began us: what waits for Ctrl-C, here or in a child, would wait for ever.
@@ -45,14 +44,5 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.fixture(scope="session")
 def postgres_dsn() -> Iterator[str]:
     """The DSN of a server of this process's own, stopped at the end. Use a schema of your own."""
-    from tickwheel.storage import EmbeddedPostgres
-
-    with tempfile.TemporaryDirectory(prefix="tickwheel-") as folder, asyncio.Runner() as runner:
-        # A server started by root runs as another account, which must come in.
-        Path(folder).chmod(0o755)
-        server = EmbeddedPostgres(Path(folder) / "data")
-        dsn = runner.run(server.start())
-        try:
-            yield dsn
-        finally:
-            runner.run(server.stop())
+    with embedded_postgres() as dsn:
+        yield dsn

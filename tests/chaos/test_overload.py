@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,12 +19,12 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
+from embedded_kit import embedded_postgres
 from integration.cluster import Cluster, cluster
 
 from tickwheel.bench.waiting import SCHEMA, fill
 from tickwheel.client import Client, TryLater
 from tickwheel.client.shapes import NewJob
-from tickwheel.storage import EmbeddedPostgres
 
 SECONDS = float(os.environ.get("SECONDS", "10"))
 JOBS = int(os.environ.get("JOBS", "100000"))
@@ -47,14 +46,8 @@ DISORDER_MAX = 0.05
 @pytest.fixture
 def own_dsn() -> Iterator[str]:
     """A Postgres of this test's own: `fill` knows no schema but the default."""
-    with tempfile.TemporaryDirectory(prefix="tickwheel-") as folder, asyncio.Runner() as runner:
-        Path(folder).chmod(0o755)
-        server = EmbeddedPostgres(Path(folder) / "data")
-        dsn = runner.run(server.start())
-        try:
-            yield dsn
-        finally:
-            runner.run(server.stop())
+    with embedded_postgres() as dsn:
+        yield dsn
 
 
 @asynccontextmanager

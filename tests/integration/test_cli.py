@@ -103,7 +103,9 @@ def test_a_job_is_submitted_moved_listed_and_cancelled(session: Session) -> None
     assert moved["run_at"].startswith("2030-01-01T00:00:00")
     assert [item["id"] for item in session.json("jobs", "list", "--tag", "first")] == [job["id"]]
     assert job["id"] in session.run("jobs", "list", "--state", "scheduled").stdout
-    assert "double" in session.run("jobs", "show", job["id"]).stdout
+    shown = session.run("jobs", "show", job["id"]).stdout
+    assert "double" in shown
+    assert all(line == line.rstrip() for line in shown.splitlines())
 
     (cancelled,) = session.json("jobs", "cancel", job["id"])
     assert cancelled["state"] == "cancelled"
@@ -187,6 +189,8 @@ def test_workers_are_listed(session: Session, worker: None) -> None:
 
 
 def test_what_the_scheduler_refuses_is_one_line_and_a_status(session: Session) -> None:
+    nobody = session.run("jobs", "cancel", "00000000-0000-0000-0000-000000000000", status=1)
+    assert nobody.stdout == ""
     missing = session.run("jobs", "show", "00000000-0000-0000-0000-000000000000", status=1)
     assert missing.stderr.startswith("tickwheel: 404 ")
     assert missing.stderr.count("\n") == 1
@@ -440,3 +444,18 @@ def test_listing_keys_where_there_is_no_database_makes_none(tmp_path: Path) -> N
     assert outcome.exit_code == 1
     assert f"there is no database in {folder}" in outcome.output
     assert not folder.exists()
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_is_no_traceback() -> None:
+    program = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "tickwheel.client.cli_root":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from tickwheel.client.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tickwheel.server.serve import CannotStart, _bind, _listen
+
 DEADLINE_SECONDS = 60
 
 SERVE = """
@@ -136,6 +138,16 @@ def test_a_port_in_use_is_told_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"127.0.0.1:{port}" in refusal(f"port={port}")
+
+
+def test_of_two_that_have_bound_a_port_only_one_listens_and_the_other_is_told() -> None:
+    first = _bind("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    second = _bind("127.0.0.1", port)
+    with first, second:
+        _listen(first)
+        with pytest.raises(CannotStart, match=f"can't listen on 127.0.0.1:{port}"):
+            _listen(second)
 
 
 def test_a_host_that_does_not_exist_is_told_in_one_line() -> None:

@@ -14,7 +14,7 @@ from tickwheel.server import processes
 from tickwheel.server.serve import CannotStart, ServeOptions
 
 _PROGRAM = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys
 file = pathlib.Path({path!r})
 with file.open("a") as pids:
     print(os.getpid(), file=pids)
@@ -64,18 +64,18 @@ def _none_left(path: Path) -> None:
 async def test_the_end_does_not_wait_for_a_scheduler_that_is_starting(
     started: Callable[[str], Path],
 ) -> None:
-    await _ends_after(started("time.sleep(60)"), 1)
+    await _ends_after(started("signal.pause()"), 1)
 
 
 async def test_the_end_finds_a_scheduler_that_is_being_started_again(
     started: Callable[[str], Path],
 ) -> None:
-    path = started("if start < 3: print('listening', flush=True)\nif start != 1: time.sleep(60)")
+    path = started("if start < 3: print('listening', flush=True)\nif start != 1: signal.pause()")
     await _ends_after(path, 3)
 
 
 async def test_where_one_cannot_start_the_others_end(started: Callable[[str], Path]) -> None:
-    path = started("if start == 2: sys.exit(1)\nprint('listening', flush=True); time.sleep(60)")
+    path = started("if start == 2: sys.exit(1)\nprint('listening', flush=True); signal.pause()")
     options = ServeOptions(dsn="postgresql://nobody@127.0.0.1:1/x")
     with pytest.raises(CannotStart):
         async with asyncio.timeout(30):

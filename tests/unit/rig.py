@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from tickwheel.core import JobSpec, OutcomeUnknown, Scheduler, Settings, Unavailable
-from tickwheel.core.job import JobFilter, State
+from tickwheel.core.ids import mint
+from tickwheel.core.job import JobFilter, NewJob, State, Submission
 from tickwheel.core.lease import Lease
 from tickwheel.core.metrics import Metrics
 from tickwheel.core.ports import Store
@@ -155,6 +156,15 @@ async def submit(scheduler: Scheduler, count: int = 1, **spec: Any) -> list[str]
         batch = [JobSpec("t", **spec) for _ in range(min(1_000, count - len(ids)))]
         ids += [each.id for each in await scheduler.jobs.submit(batch)]
     return ids
+
+
+async def append_unheard(scheduler: Scheduler, at_ms: int, queue: str = "default") -> str:
+    """Write a job that is due then, past the scheduler, which is told nothing; return its id."""
+    now_ms = scheduler.clock.now_ms()
+    row = (mint(at_ms, 0, scheduler._rng), at_ms, at_ms, now_ms, None, 0, 5, 5)
+    job = NewJob(*row, queue, "t", b"{}", None, None, None, None)
+    await scheduler.store.append([Submission((job,))], now_ms)
+    return job.id
 
 
 async def state_of(scheduler: Scheduler, job_id: str) -> State:

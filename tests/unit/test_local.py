@@ -258,6 +258,17 @@ def test_what_can_never_work_is_refused_and_named(
     assert refused.value.pointer == pointer
 
 
+def test_a_queue_that_is_no_name_is_not_polled() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            scheduler.task("t")(lambda: None)
+            with pytest.raises(InvalidRequest):
+                await scheduler.submit("t", queue="../q")
+            assert scheduler._local._queues == {"default"}
+
+    run(scenario)
+
+
 def test_instants_are_rounded_up_and_need_a_zone() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     assert ms_of(at) == START_MS

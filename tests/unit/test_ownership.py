@@ -5,7 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_of, submit, until
+from unit.rig import (
+    Faulty,
+    Hand,
+    books_balance,
+    faulty,
+    scheduler_on,
+    state_of,
+    store_of,
+    submit,
+    until,
+)
 
 from tickwheel.core import Scheduler, Unavailable
 from tickwheel.core.ids import shard_of
@@ -270,6 +280,45 @@ def test_nothing_is_taken_sent_or_ended_by_a_clock_that_was_set_until_it_is_righ
             await submit(scheduler)
             assert await state_of(scheduler, much_later) is State.SCHEDULED
             books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_who_has_the_wrong_time_gives_no_shard_away_while_a_claim_is_under_way() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        theirs = VirtualClock(asyncio.get_running_loop())
+        store = Faulty(MemoryStore(4, clock=theirs))
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, delay_ms=2_000)
+            store.late["claim"] = asyncio.Event()
+            polling = asyncio.create_task(hand.poll(10_000))
+            await until(lambda: store.calls["claim"])
+            theirs.step(-500)
+            scheduler._ownership.ring()
+            await until(lambda: not scheduler._kernel.residents.shards)
+            await asyncio.sleep(0.5)
+            assert not store.calls["release_shards"]
+            store.late.pop("claim").set()
+            await until(lambda: store.calls["release_shards"], 500)
+            polling.cancel()
+
+    run(scenario)
+
+
+def test_a_clock_that_is_set_while_it_is_compared_is_not_believed() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = Faulty(MemoryStore(4, clock=VirtualClock(asyncio.get_running_loop())))
+        async with scheduler_on(store, clock) as scheduler:
+            await asyncio.sleep(1)
+            store.late["check"] = asyncio.Event()
+            comparing = asyncio.create_task(scheduler._ownership.keep())
+            await asyncio.sleep(0)
+            clock.step(3_600_000)
+            store.late.pop("check").set()
+            await comparing
+            assert scheduler.clock.in_doubt
+            assert scheduler.clock.now_ms() < clock.now_ms() - 3_000_000
 
     run(scenario)
 

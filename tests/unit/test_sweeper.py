@@ -8,6 +8,7 @@ import pytest
 from unit.rig import (
     SECOND,
     Hand,
+    append_unheard,
     books_balance,
     faulty,
     scheduler_on,
@@ -18,8 +19,7 @@ from unit.rig import (
     until,
 )
 
-from tickwheel.core.ids import mint
-from tickwheel.core.job import NewJob, State, Submission
+from tickwheel.core.job import State
 from tickwheel.core.kernel import QueueBook
 from tickwheel.core.metrics import NoMetrics
 from tickwheel.core.ports import Store
@@ -50,12 +50,9 @@ def test_a_job_that_nobody_told_of_is_found_a_second_after_its_time() -> None:
             hand = await Hand(scheduler).join()
             await submit(scheduler)
             await hand.work(1)
-            at_ms = clock.now_ms() + 5 * SECOND
-            row = (mint(at_ms, 0, scheduler._rng), at_ms, at_ms, clock.now_ms(), None, 0, 5, 5)
-            job = NewJob(*row, "default", "t", b"{}", None, None, None, None)
-            await store.append([Submission((job,))], clock.now_ms())
+            job_id = await append_unheard(scheduler, clock.now_ms() + 5 * SECOND)
             await hand.work(1)
-            assert hand.sent[1].id == job.id
+            assert hand.sent[1].id == job_id
             assert 0 <= hand.lags[1] <= 1_000
             assert metrics.jobs == 1
 
@@ -70,12 +67,9 @@ def test_a_job_whose_commit_comes_seconds_late_is_found_by_the_next_pass() -> No
             await submit(scheduler)
             await hand.work(1)
             await asyncio.sleep(30)
-            at_ms = clock.now_ms() - 5 * SECOND
-            row = (mint(at_ms, 0, scheduler._rng), at_ms, at_ms, at_ms, None, 0, 5, 5)
-            job = NewJob(*row, "default", "t", b"{}", None, None, None, None)
-            await store.append([Submission((job,))], clock.now_ms())
+            job_id = await append_unheard(scheduler, clock.now_ms() - 5 * SECOND)
             await hand.work(1)
-            assert hand.sent[1].id == job.id
+            assert hand.sent[1].id == job_id
             assert hand.lags[1] <= 7 * SECOND
 
     run(scenario)
@@ -117,10 +111,7 @@ def test_many_lanes_take_turns_and_none_is_left_out() -> None:
             await asyncio.sleep(5)
             metrics.lanes = 0
             hand = await Hand(scheduler, {"q699": 1}).join()
-            now_ms = clock.now_ms()
-            row = (mint(now_ms, 0, scheduler._rng), now_ms, now_ms, now_ms, None, 0, 5, 5)
-            job = NewJob(*row, "q699", "t", b"{}", None, None, None, None)
-            await store.append([Submission((job,))], now_ms)
+            await append_unheard(scheduler, clock.now_ms(), "q699")
             await hand.work(1)
             assert hand.lags[0] <= 4_000
             assert metrics.lanes <= 4 * 300
