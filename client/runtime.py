@@ -55,7 +55,7 @@ class Runtime:
         self._relay = Relay(self._pool, worker.arounds, self._settle, self._fail)
         self._sessions: list[Session] = []
         self._told: set[str] = set()
-        """The URLs of all schedulers, as one of them told last."""
+        """The URLs and the ids of all schedulers, as one of them told last."""
         self._closing: set[asyncio.Task[None]] = set()
         self._ending = False
         for url in worker.urls:
@@ -113,7 +113,8 @@ class Runtime:
         """
         if self._ending:
             return
-        self._told = {base_url(each["url"]) for each in schedulers} or {teller}
+        told = {base_url(each["url"]) for each in schedulers} or {teller}
+        self._told = told | {each["id"] for each in schedulers}
         ids = {session.scheduler_id for session in self._sessions}
         urls = {session.url for session in self._sessions}
         for each in schedulers:
@@ -123,11 +124,17 @@ class Runtime:
                 self._add(url).start()
 
     def _part(self) -> None:
-        """End sessions with schedulers that don't answer, and of which the others don't tell."""
+        """End sessions with schedulers that don't answer, and of which the others don't tell.
+
+        Whoever answers next at a URL that the worker was given has a new session.
+        """
         if self._ending or not self._told:
             return
-        for session in self._sessions:
-            kept = session.url in self._told or session.url in self._worker.urls
+        for session in list(self._sessions):
+            given = session.url in self._worker.urls
+            kept = {session.url, session.scheduler_id} & self._told or (
+                given and not session.worker_ids
+            )
             if session.failing and not kept and not session.gone:
                 LOG.info("the scheduler at %s is gone", session.url)
                 session.gone = True
@@ -135,6 +142,8 @@ class Runtime:
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
                 closing.add_done_callback(partial(surface, self._fail))
+                if given:
+                    self._add(session.url).start()
 
     async def _retire(self, session: Session) -> None:
         """End a session with a scheduler that is gone, and tell the others."""

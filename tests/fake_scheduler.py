@@ -121,6 +121,10 @@ class FakeScheduler:
         """Answer the next requests with a problem, and do nothing."""
         self._refuse.setdefault(verb, []).extend([(status, code, retry_after)] * times)
 
+    def relent(self) -> None:
+        """Refuse nothing any more."""
+        self._refuse.clear()
+
     def forget_workers(self) -> None:
         """Be as after a restart: no session is known, waiting polls are cut."""
 

@@ -191,6 +191,70 @@ async def test_a_session_with_a_scheduler_that_is_gone_ends_and_the_others_are_t
         await polled(first, {"default": 4})
 
 
+async def test_a_given_scheduler_that_is_gone_is_told_of_and_asked_again_when_it_is_back(
+    fakes: list[FakeScheduler],
+) -> None:
+    """What runs goes on with another, and the worker finds the next one at the same address."""
+    first, second, _ = fakes
+    introduce(first, second)
+    worker = Worker([first.url, second.url], queues={"default": 4})
+    over = asyncio.Event()
+
+    @worker.task
+    async def wait() -> None:
+        await over.wait()
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        for fake in (first, second):
+            await fake.until(partial(fake.asked, "poll"))
+        job_id = second.offer("wait")
+        await second.until(lambda: job_id in second.items("running"))
+        [gone_id] = {asked.worker_id for asked in second.asked("poll")}
+        for verb in ("report", "poll", "register"):
+            second.refuse(verb, 503, "unavailable", times=10_000)
+        second.forget_workers()
+        first.schedulers = first.schedulers[:1]
+        await first.reported("succeeded", first.offer("run"))
+        await first.until(lambda: first.gone() == [gone_id])
+        assert first.kept() == [job_id]
+        over.set()
+        await first.reported("succeeded", job_id)
+        second.relent()
+        second.scheduler_id = "next-boot"
+        introduce(first, second)
+        await second.reported("succeeded", second.offer("run"))
+    assert first.gone() == [gone_id]
+
+
+async def test_a_scheduler_given_by_another_address_than_it_tells_is_not_called_gone(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, _ = fakes
+    alias = second.url.replace("127.0.0.1", "localhost")
+    worker = Worker([first.url, alias])
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        for fake in (first, second):
+            await fake.until(partial(fake.asked, "poll"))
+        introduce(first, second)
+        await first.reported("succeeded", first.offer("run"))
+        for verb in ("report", "poll"):
+            second.refuse(verb, 503, "unavailable", times=10_000)
+        count = len(second.asked("report"))
+        await second.until(lambda: len(second.asked("report")) > count + 1)
+        await first.reported("succeeded", first.offer("run"))
+        second.relent()
+        await second.reported("succeeded", second.offer("run"))
+    assert first.gone() == []
+    assert len(second.asked("register")) == 1
+
+
 async def test_a_scheduler_that_leaves_a_poll_without_answer_is_looked_at_at_once(
     fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
