@@ -95,7 +95,8 @@ def _measure(
         raise click.BadParameter("no phase is like that: see `list`", param_hint="--only")
     kept = _open(folder, kind)
     CONSOLE.print(f"{kept.path}: {sum(phase.seconds * phase.repeats for phase in asked):,.0f} s")
-    runner.run(kept, asked, CONSOLE, anew=bool(only) or not resume)
+    with _refused_in_one_line():
+        runner.run(kept, asked, CONSOLE, anew=bool(only) or not resume)
     if all(kept.results.runs(phase.name) for phase in phases):
         _write_report(kept.path, record.newest(folder, "peers-"), docs)
     else:
@@ -105,15 +106,9 @@ def _measure(
 
 
 def _open(folder: Path, kind: Kind) -> Record:
-    """Return the record of this commit as it is, or a new one."""
+    """Return the record of this commit as it is, if it is of this machine too, or a new one."""
     prefix = "quick-" if kind == "quick" else ""
     commit, now = machine.commit(), datetime.now(UTC)
-    path = record.find(folder, commit, prefix)
-    if path is not None:
-        with _refused_in_one_line():
-            results = record.read(path)
-        results.kind = kind
-        return Record(path, results)
     results = Results(
         kind=kind,
         commit=commit,
@@ -122,6 +117,12 @@ def _open(folder: Path, kind: Kind) -> Record:
         versions=machine.versions(),
         postgres=uvloop.run(machine.postgres_settings()),
     )
+    path = record.find(folder, commit, prefix)
+    with _refused_in_one_line():
+        if kind != "quick":
+            machine.require_disk(results.machine)
+        if path is not None:
+            return Record(path, record.joined(path, results))
     return Record(folder / f"{prefix}{now:%Y-%m-%d}-{commit}.json", results)
 
 
@@ -226,7 +227,7 @@ def _write_report(file: Path | None, peers_file: Path | None, docs: Path) -> Non
 
 @contextmanager
 def _refused_in_one_line() -> Iterator[None]:
-    """End with the text of a ValueError: a file is none of ours."""
+    """End with the text of a ValueError: a file is none of ours, or nothing to go on with."""
     try:
         yield
     except ValueError as error:

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias
 
 from tickwheel.storage import PostgresStore
 
-from .closed_loop import POSTERS, closed_loop
+from .closed_loop import POSTERS, POSTS_PER_SECOND, closed_loop
 from .house import House, house
 from .phase import Check, Measurement, Note
 from .processes import cpu_seconds, finish, python
@@ -85,9 +85,9 @@ def http(seconds: float, batch: int = 1) -> Run:
         load = closed_loop()
         with _bare("serve") as server:
             url = await _line(server)
-            await load(url, 1.0, batch)
+            warm = await load(url, 1.0, batch, POSTS_PER_SECOND)
             ours, theirs = cpu_seconds(server.pid), _ended_seconds()
-            posting = asyncio.create_task(load(url, seconds, batch))
+            posting = asyncio.create_task(load(url, seconds, batch, warm.requests / warm.seconds))
             for second in range(round(seconds)):
                 note(second, seconds, "posting")
                 await asyncio.wait([posting], timeout=1)
@@ -95,6 +95,7 @@ def http(seconds: float, batch: int = 1) -> Run:
             ours, theirs = cpu_seconds(server.pid) - ours, _ended_seconds() - theirs
         return Measurement(
             figures={
+                "seconds": told.seconds,
                 "requests": told.requests,
                 "requests_per_second": told.requests / told.seconds,
                 "jobs_per_second": told.requests * batch / told.seconds,

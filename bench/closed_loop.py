@@ -12,17 +12,19 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
 from time import time
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
 from .bare import ARGS
+from .bodies import Plan
 
 POSTERS: Final = 16
 POSTS_PER_SECOND: Final = 5_000
-"""What the generator posts in place of wrk, for each second that is asked for."""
+"""How many the generator expects to take a second, unless it is told."""
 _WRK: Final = """
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
@@ -48,15 +50,18 @@ class Told(NamedTuple):
     max_ms: float
 
 
-Load: TypeAlias = Callable[[str, float, int], Coroutine[Any, Any, Told]]
+Load: TypeAlias = Callable[[str, float, int, float], Coroutine[Any, Any, Told]]
 
 
 def closed_loop() -> Load:
-    """Return what loads `url` for `seconds` with POSTs of `batch` jobs; 1 is a job by itself."""
+    """Return what loads `url` for `seconds` with POSTs of `batch` jobs; 1 is a job by itself.
+
+    The last argument is how many POSTs a second are expected.
+    """
     return wrk if shutil.which("wrk") else generator
 
 
-async def wrk(url: str, seconds: float, batch: int) -> Told:
+async def wrk(url: str, seconds: float, batch: int, _: float) -> Told:
     """Load by wrk, for at least a second."""
     job = orjson.dumps({"task": "noop", "queue": "bench", "args": orjson.Fragment(ARGS)})
     body = job if batch == 1 else orjson.dumps({"jobs": [orjson.Fragment(job)] * batch})
@@ -70,20 +75,26 @@ async def wrk(url: str, seconds: float, batch: int) -> Told:
     return Told(*json.loads(out.splitlines()[-1]))
 
 
-async def generator(url: str, seconds: float, batch: int) -> Told:
+async def generator(url: str, seconds: float, batch: int, per_second: float) -> Told:
     """Load by the generator: a number of POSTs, however long they take."""
-    posts = round(seconds * POSTS_PER_SECOND)
-    plan = {"rate": 0, "posts": posts, "batch": batch, "connections": POSTERS}
+    posts = round(seconds * per_second)
     with tempfile.NamedTemporaryFile() as out:
-        given = {"urls": [url], "out": out.name, "plan": plan | {"single": batch == 1}}
-        module = ("-m", "tickwheel.bench.generator")
-        await _output(sys.executable, *module, json.dumps(given), stdin=b"%f\n" % time())
+        await post([url], Plan(0, posts, batch, POSTERS, single=batch == 1), out.name)
         notes = array("d", out.read())
     sent, answered, statuses = notes[2::5], notes[3::5], notes[4::5]
     waits = sorted((b - a) * 1e3 for a, b in zip(sent, answered, strict=True))
     p50, p99 = (waits[int(len(waits) * share)] for share in (0.5, 0.99))
     good = sum(status == 201 for status in statuses)
     return Told(len(waits), max(answered) - min(sent), posts - good, p50, p99, waits[-1])
+
+
+async def post(urls: Sequence[str], plan: Plan, out: str) -> dict[str, int]:
+    """Have the generator offer a plan from now on; return how many POSTs got which status."""
+    given = json.dumps({"urls": urls, "out": out, "plan": asdict(plan)})
+    module = ("-m", "tickwheel.bench.generator")
+    told = await _output(sys.executable, *module, given, stdin=b"%f\n" % time())
+    statuses: dict[str, int] = json.loads(told.splitlines()[-1])["statuses"]
+    return statuses
 
 
 async def _output(*command: str, stdin: bytes = b"") -> str:

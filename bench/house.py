@@ -55,18 +55,25 @@ class House:
         """Where the first scheduler is reached."""
         return self.urls[0]
 
+    @property
+    def log(self) -> Path:
+        """What the scheduler writes to standard error."""
+        return self.folder / "scheduler.log"
+
     async def serve(self, *arguments: str, schedulers: int = 1, **environment: str) -> None:
         """Start the scheduler, or several; return when they say that they are ready."""
-        log = self.folder / "scheduler.log"
         several = ("--processes", str(schedulers)) if schedulers > 1 else ()
         command = ("serve", "--port", "0", "--dsn", self.dsn, *several, *arguments)
-        self.server = tickwheel(*command, log=log, **environment)
-        assert self.server.stdout is not None
-        self.urls = []
+        await self.listen(tickwheel(*command, log=self.log, **environment), schedulers)
+
+    async def listen(self, server: subprocess.Popen[str], schedulers: int = 1) -> None:
+        """Take what was started as the scheduler; return when it says that it is ready."""
+        assert server.stdout is not None
+        self.server, self.urls = server, []
         while len(self.urls) < schedulers:
-            line = await asyncio.to_thread(self.server.stdout.readline)
+            line = await asyncio.to_thread(server.stdout.readline)
             if not line.startswith("listening on "):
-                raise HouseError(f"the scheduler did not start: {log.read_text()[-2000:]}")
+                raise HouseError(f"the scheduler did not start: {self.log.read_text()[-2000:]}")
             self.urls.append(line.rsplit(" ", 1)[-1].strip())
 
     async def employ(self, count: int, slots: int = SLOTS, worker: str = WORKER) -> None:

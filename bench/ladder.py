@@ -74,7 +74,7 @@ QUICK: Sequence[Phase] = (
 _TOP, _FEW, _MANY, _MOST = 10_000, 0, 1_000_000, 10_000_000
 
 LADDER: Sequence[Phase] = (
-    Phase("A 200k", "A", 18, drain.measure(200_000), repeats=3),
+    Phase("A 200k", "A", 12, drain.measure(200_000), repeats=3),
     submitted(10_000, MINUTE),
     submitted(20_000, MINUTE),
     submitted(25_000, MINUTE),
@@ -86,14 +86,14 @@ LADDER: Sequence[Phase] = (
     submitted(8_000, MINUTE, single=True),
     submitted(10_000, MINUTE, single=True, repeats=2),
     submitted(15_000, MINUTE, single=True),
-    Phase("D 100k", "D", 32, instant.measure(100_000), repeats=3),
+    Phase("D 100k", "D", 24, instant.measure(100_000), repeats=3),
     Phase("E 10k", "E", 130, held.measure(_TOP, 2 * MINUTE)),
     Phase("G 100k", "G", 100, leases.measure(100_000, 50, MINUTE)),
     Phase("locust", "locust", 75, locusts.measure(MINUTE)),
     Phase("ceiling store", "ceiling", 10, ceilings.store(400_000, BATCH), repeats=3),
-    Phase("ceiling store direct", "ceiling", 9, ceilings.store(400_000, BATCH, True), repeats=3),
-    Phase("ceiling http", "ceiling", 12, ceilings.http(10, 1)),
-    Phase("ceiling http batch", "ceiling", 12, ceilings.http(10, 100)),
+    Phase("ceiling store direct", "ceiling", 7, ceilings.store(400_000, BATCH, True), repeats=3),
+    Phase("ceiling http", "ceiling", 12, ceilings.http(10, 1), repeats=3),
+    Phase("ceiling http batch", "ceiling", 12, ceilings.http(10, 100), repeats=3),
     scheduled(_TOP, _FEW, MINUTE),
     scheduled(_TOP, _MANY, MINUTE, fills=True),
     scheduled(100, _MOST, MINUTE / 2, fills=True),

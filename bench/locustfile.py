@@ -54,6 +54,8 @@ numbers = itertools.count(random.getrandbits(52))
 """Each job carries one, to be recognised by; those of several processes hardly meet."""
 recent: deque[str] = deque(maxlen=1_000)
 """Ids of jobs that were submitted lately, by any user of this process."""
+taken: list[str] = []
+"""Ids of all jobs that were acknowledged, if there is a file to write them to."""
 
 
 class Person(FastHttpUser):
@@ -105,6 +107,12 @@ class Person(FastHttpUser):
         made = self.ask("POST", "/v1/jobs", ONE, 201, body=self.job())
         if made is not None:
             recent.append(made["id"])
+            self.take(made)
+
+    def take(self, *jobs: dict[str, Any]) -> None:
+        """Keep the ids of jobs that were acknowledged."""
+        if self.options.knee_file:
+            taken.extend(job["id"] for job in jobs)
 
 
 class Single(Person):
@@ -128,6 +136,7 @@ class Batch(Person):
         made = self.ask("POST", "/v1/jobs", BATCH, 201, body={"jobs": jobs})
         if made is not None:
             recent.append(made["jobs"][0]["id"])
+            self.take(*made["jobs"])
 
 
 class Status(Person):
@@ -169,7 +178,9 @@ class Schedules(Person):
         schedule = {"cron": "0 9 * * mon-fri", "timezone": "Europe/Berlin", "job": self.job()}
         if self.ask("PUT", self.path, "PUT /v1/schedules/{id}", 201, body=schedule) is not None:
             self.ask("GET", self.path, "GET /v1/schedules/{id}", 200)
-            self.ask("POST", f"{self.path}/trigger", TRIGGER, 201)
+            made = self.ask("POST", f"{self.path}/trigger", TRIGGER, 201)
+            if made is not None:
+                self.take(made)
             for _ in range(DELETES_MAX):
                 if self.ask("DELETE", self.path, "DELETE /v1/schedules/{id}", 204) is not None:
                     break
@@ -251,7 +262,7 @@ def _add_arguments(parser: Any, **_: Any) -> None:
     add("--seconds-max", 600.0, "Length of all steps, at most")
     add("--users-max", 2_000, "Users, at most")
     add("--p95-max", 500.0, "Where the 95th percentile is too long, in ms")
-    add("--knee-file", "", "Where to write the steps, as JSON", hidden=True)
+    add("--knee-file", "", "Where to write steps and ids of jobs, as JSON", hidden=True)
 
 
 def _weigh(environment: Any, **_: Any) -> None:
@@ -267,7 +278,7 @@ def _write_knee(environment: Any, **_: Any) -> None:
     shape, path = environment.shape_class, environment.parsed_options.knee_file
     if path and isinstance(shape, Stairs) and shape.climb is not None:
         errors = {error.to_name(): error.occurrences for error in environment.stats.errors.values()}
-        found = {"jobs": shape.tally().jobs, "errors": errors}
+        found = {"jobs": shape.tally().jobs, "ids": taken, "errors": errors}
         Path(path).write_text(json.dumps(shape.climb.report() | found))
 
 

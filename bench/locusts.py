@@ -3,8 +3,8 @@
 Locust patches the standard library for gevent, so it runs in a process of its own, and nothing here
 imports it; `bench.locustfile` says what its users do. What it counts are requests: accepted,
 refused (429, 503), failed; percentiles by kind of request; and the knee. How late jobs are is not
-for a closed loop to say. Whether one was lost or run twice is: how many were acknowledged is
-compared with how many the table holds, and each of those with the worker's notes.
+for a closed loop to say. Whether one was lost or run twice is: each that was acknowledged has to
+have ended in the table, and none may be twice in the worker's notes.
 
 Locust shares the cores with what it loads, and costs as much: where `locust_cores` comes near 1,
 the knee is its own.
@@ -46,10 +46,10 @@ REFUSALS: Final = ("429", "503")
 _REFUSED: Final = re.compile(rf".*: ({'|'.join(REFUSALS)})")
 _UNSETTLED: Final = "SELECT count(*) FROM tickwheel.jobs WHERE finished_at IS NULL"
 _LEDGER: Final = """
-SELECT count(*) AS stored,
-    count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
-    count(*) FILTER (WHERE state IN ('succeeded', 'cancelled')) AS ended
-FROM tickwheel.jobs
+SELECT count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+    count(taken.id) FILTER (WHERE state IN ('succeeded', 'cancelled')) AS ended,
+    count(*) FILTER (WHERE finished_at IS NULL AND taken.id IS NULL) AS others_left
+FROM tickwheel.jobs LEFT JOIN unnest($1::uuid[]) AS taken (id) USING (id)
 """
 
 
@@ -75,13 +75,13 @@ def measure(seconds: float) -> Run:
             # The notes, and Postgres' counters, are complete when those who write them have ended.
             await running.shut()
             final = await sampler.read()
-            ledger = await running.connection.fetchrow(_LEDGER)
             ran = _ran(running)
             entries: list[Entry] = json.loads((running.folder / "locust.json").read_text())
             climb = json.loads((running.folder / "knee.json").read_text())
+            ledger = await running.connection.fetchrow(_LEDGER, set(climb["ids"]))
         assert ledger is not None
         jobs = max(1, climb["jobs"])
-        lost = ledger["stored"] - ledger["ended"] + max(0, climb["jobs"] - ledger["stored"])
+        lost = climb["jobs"] - ledger["ended"] + ledger["others_left"]
         series = _series(entries, sampler)
         figures: Figures = {
             **_requests(entries),

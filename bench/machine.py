@@ -2,7 +2,7 @@
 
 The commit is the last one that changed anything measured (sources and shapes, not documents,
 results or the report), so that a long run goes on over a commit of its own report. Changes not yet
-committed show as a digest behind it.
+committed show as a digest behind it. A change during a run ends it: `require_commit`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -48,6 +49,7 @@ SETTINGS = (
 )
 # Where the server is and listens: they tell nothing about speed.
 ADDRESSES = ("config_", "data_", "hba_", "ident_", "listen_", "port", "unix_")
+IN_MEMORY = ("tmpfs", "ramfs")
 _SYNCS = 100
 _YARDS = 9
 _PAGE_BYTES = 8192
@@ -70,17 +72,24 @@ def commit(measured: Sequence[str] = MEASURED) -> str:
     return f"{last}-dirty-{digest.hexdigest()[:6]}" if changes or added else last
 
 
+def require_commit(begun: str, measured: Sequence[str] = MEASURED) -> None:
+    """Raise ValueError if the sources are no longer those that a run began with."""
+    if (now := commit(measured)) != begun:
+        raise ValueError(f"the sources have changed during the run, from {begun} to {now}")
+
+
 def _git(*arguments: str) -> bytes:
     return subprocess.run(["git", *arguments], capture_output=True, check=True).stdout
 
 
 def machine() -> dict[str, str | int | float]:
-    """Return the machine: processor, cores, memory, kernel, and how long the disk takes to sync."""
+    """Return the machine: processor, cores, memory, kernel, where databases lie, how it syncs."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
+        "filesystem": _filesystem(tempfile.gettempdir()),
         "sync_p50_us": _sync_us(),
     }
 
@@ -93,6 +102,29 @@ def _processor() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def require_disk(told: dict[str, Any]) -> None:
+    """Raise ValueError if the databases of a machine, as `machine` tells of it, lie in memory."""
+    if told["filesystem"] in IN_MEMORY:
+        raise ValueError(
+            f"{tempfile.gettempdir()} is a {told['filesystem']}, where to sync costs nothing: "
+            "set TMPDIR to a folder on a disk"
+        )
+
+
+def _filesystem(folder: str) -> str:
+    """Return the type of a folder's filesystem, "unknown" where the system doesn't tell."""
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            where, _, what = line.partition(" - ")
+            if where.split()[2] == number:
+                return what.split()[0]
+    except OSError:
+        pass  # not Linux
+    return "unknown"
 
 
 def _sync_us() -> float:
@@ -121,24 +153,26 @@ def versions() -> dict[str, str]:
 
 
 async def postgres_settings() -> dict[str, str]:
-    """Start the embedded server as it starts by itself, and return what it runs with.
-
-    The settings that bear on speed and durability, and all others that it is started with.
-    """
+    """Start the embedded server as it starts by itself, and return what it runs with."""
     with tempfile.TemporaryDirectory(prefix="tickwheel-bench-") as folder:
         Path(folder).chmod(0o755)  # Postgres may run under another account
         postgres = EmbeddedPostgres(Path(folder) / "data")
         connection = await asyncpg.connect(await postgres.start())
         try:
-            rows = await connection.fetch(
-                "SELECT name, current_setting(name) AS value FROM pg_settings "
-                "WHERE name = ANY($1) OR source = 'command line' "
-                "ORDER BY name",
-                SETTINGS,
-            )
+            return await settings_of(connection)
         finally:
             await connection.close()
             await postgres.stop()
+
+
+async def settings_of(connection: asyncpg.Connection[Any]) -> dict[str, str]:
+    """Return the settings that bear on speed and durability, and all that it was started with."""
+    rows = await connection.fetch(
+        "SELECT name, current_setting(name) AS value FROM pg_settings "
+        "WHERE name = ANY($1) OR source = 'command line' "
+        "ORDER BY name",
+        SETTINGS,
+    )
     return {row["name"]: row["value"] for row in rows if not row["name"].startswith(ADDRESSES)}
 
 

@@ -19,6 +19,8 @@ import msgspec
 from tickwheel.bench.phase import Check, Measurement
 
 FORMAT = 1
+MACHINE = ("processor", "cores", "memory_gb", "filesystem")
+"""What makes it another machine; how long it takes to sync wanders."""
 Value = float | str | None
 Kind: TypeAlias = Literal["bench", "full", "quick"]
 
@@ -80,10 +82,14 @@ def _shorts(columns: Mapping[str, Sequence[float]]) -> dict[str, list[float | No
 
 @dataclass(slots=True)
 class Phased:
-    """A phase in the file: its shape and its runs, oldest first."""
+    """A phase in the file: its shape and its runs, oldest first.
+
+    `replaced` counts the runs that failed and whose place was taken by a later one.
+    """
 
     shape: str
     runs: list[Run]
+    replaced: int = 0
 
 
 @dataclass(slots=True)
@@ -102,6 +108,11 @@ class Results:
     def runs(self, name: str) -> list[Run]:
         """Return the runs of the phase so named, none if it wasn't run."""
         return self.phases[name].runs if name in self.phases else []
+
+    def terms(self) -> dict[str, Any]:
+        """Return what has to be the same in all runs of a file."""
+        machine = {name: self.machine.get(name) for name in MACHINE}
+        return machine | self.versions | self.postgres
 
     def failed(self) -> list[tuple[str, Check]]:
         """Return every check that didn't hold, with its phase's name."""
@@ -124,7 +135,10 @@ class Record:
     def add(self, name: str, shape: str, run: Run, *, anew: bool = False) -> None:
         """Add a run, or put it in the place of all earlier ones of the phase; write the file."""
         phased = self.results.phases.setdefault(name, Phased(shape, []))
-        phased.runs = [run] if anew else [*phased.runs, run]
+        if anew:
+            phased.replaced += sum(not old.ok for old in phased.runs)
+            phased.runs = []
+        phased.runs.append(run)
         self.write()
 
     def write(self) -> None:
@@ -146,6 +160,24 @@ def read(path: Path) -> Results:
         raise ValueError(f"{path}: {error}") from error
     if results.format != FORMAT:
         raise ValueError(f"{path} has format {results.format}, this is {FORMAT}")
+    return results
+
+
+def joined(path: Path, now: Results) -> Results:
+    """Return the results in a file, to go on with as `now` would begin.
+
+    Raises ValueError where it is none of ours, or of another machine or other versions.
+    """
+    results = read(path)
+    before, after = results.terms(), now.terms()
+    differing = [
+        f"{name} {before.get(name)}, now {after.get(name)}"
+        for name in before | after
+        if before.get(name) != after.get(name)
+    ]
+    if differing:
+        raise ValueError(f"{path} can't be gone on with: it has {'; '.join(differing)}")
+    results.kind = now.kind
     return results
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tickwheel.bench import machine
 from tickwheel.bench.machine import Noise
 from tickwheel.bench.phase import Check, Measurement, Note, Phase
 from tickwheel.bench.record import Record, Run
@@ -64,6 +65,7 @@ def run(record: Record, phases: Sequence[Phase], console: Console, *, anew: bool
 
     With `anew`, as if there were none: the first of each phase takes the place of those on record.
     What has failed isn't repeated: a load that is too high takes longer each time, to say the same.
+    Raises ValueError, and keeps nothing of the phase, if the sources changed meanwhile.
     """
     ahead = [
         (phase, anew and not repeat)
@@ -76,6 +78,7 @@ def run(record: Record, phases: Sequence[Phase], console: Console, *, anew: bool
             if first or all(kept.ok for kept in record.results.runs(phase.name)):
                 with _bar(progress, phase) as note:
                     kept = _one(phase, note, console)
+                machine.require_commit(record.results.commit)
                 record.add(phase.name, phase.shape, kept, anew=first)
                 console.print(line(phase.name, kept), soft_wrap=True, highlight=False)
             progress.update(whole, advance=phase.seconds, text=f"{place + 1} of {len(ahead)} runs")

@@ -63,9 +63,8 @@ class Posts:
 
 @dataclass(frozen=True, slots=True)
 class Stamps:
-    """The sums. `late` is the table of (second, bucket); first and last are starts."""
+    """The sums. `late` is the table of (second, bucket); `first` is the first start."""
 
-    jobs: int
     acknowledged: int
     ran: int
     lost: int
@@ -73,7 +72,6 @@ class Stamps:
     early: int
     late_max_ms: float
     first: float
-    last: float
     late: Ints
     late_max: Floats
     done: Ints
@@ -140,7 +138,6 @@ def read(paths: Sequence[Path], posts: Posts, batch: int, start: float) -> Stamp
             table.add(due_us / 1e6, started, late_ms)
     acknowledged = numpy.repeat(posts.created, batch)
     return Stamps(
-        jobs=jobs,
         acknowledged=int(acknowledged.sum()),
         ran=int(runs.sum(dtype=numpy.int64)),
         lost=int((acknowledged & (runs == 0)).sum()),
@@ -168,7 +165,6 @@ class _Table:
         self._late_max = numpy.zeros(1)
         self._done = numpy.zeros(1, numpy.int64)
         self._first = numpy.inf
-        self._last = -numpy.inf
         self._max_ms = -numpy.inf
 
     def add(self, due: Floats, started: Floats, late_ms: Floats) -> None:
@@ -181,7 +177,6 @@ class _Table:
         numpy.add.at(self._done, done_second, 1)
         numpy.maximum.at(self._late_max, due_second, late_ms)
         self._first = min(self._first, float(started.min()))
-        self._last = max(self._last, float(started.max()))
         self._max_ms = max(self._max_ms, float(late_ms.max()))
 
     def _seconds(self, instants: Floats) -> Ints:
@@ -202,7 +197,6 @@ class _Table:
             "late_max": self._late_max,
             "done": self._done,
             "first": self._first,
-            "last": self._last,
             "late_max_ms": self._max_ms,
         }
 

@@ -1,8 +1,9 @@
 """How long the event loop is held up, and how late it is therefore for everything.
 
 A timer looks every `EVERY_SECONDS`; what it comes late is the stall it met, whether it was our own
-callback that ran long, or the machine that gave the process no core. It meets the end of a stall, and
-one shorter than the pause between two looks only now and then; so the counts stand for time.
+callback that ran long, or the machine that gave the process no core. A stall shorter than the pause
+between two looks is met only now and then, and in a longer one the looks that it kept from happening
+are told with what was left of it; so the counts stand for time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ EVERY_SECONDS = 0.02
 
 
 class StallWatch:
-    """Tells `note(milliseconds)` of every look, how late it was."""
+    """Tells `note(milliseconds)` of every look, how late it was or would have been."""
 
     def __init__(self, note: Callable[[float], None]) -> None:
         self._note = note
@@ -33,5 +34,7 @@ class StallWatch:
             self._timer.cancel()
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._note(max(0.0, loop.time() - self._due) * 1000)
+        late = max(0.0, loop.time() - self._due)
+        for missed in range(1 + int(late / EVERY_SECONDS)):
+            self._note((late - missed * EVERY_SECONDS) * 1000)
         self.start()

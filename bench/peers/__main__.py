@@ -9,6 +9,7 @@ everything runs, in five minutes. `--table FILE` prints the tables of a record.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,10 +21,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tickwheel.bench import machine
 from tickwheel.bench.runner import ended_by_sigterm
 
 from . import services, table
 from .catalogue import PEERS
+from .node_peer import NodePeer
 from .peer import Peer
 from .record import SHAPES, Record, Row, read
 from .search import order
@@ -66,13 +69,14 @@ def main(
     Exits 1 if a system could not be measured, or if Tickwheel lost, doubled or ran a job early.
     """
     console = Console(stderr=not sys.stdout.isatty())
-    if file is None:
-        peers = [peer for peer in PEERS if not only or peer.name in only]
-        scale = QUICK if quick else FULL
-        options = Options(peers, repeats or (1 if quick else 2), scale, results)
-        file = asyncio.run(_run(options, console))
-        console.print(f"record: {file}", highlight=False)
     try:
+        if file is None:
+            peers = [peer for peer in PEERS if not only or peer.name in only]
+            scale = QUICK if quick else FULL
+            options = Options(peers, repeats or (1 if quick else 2), scale, results)
+            _require_tools(peers)
+            file = asyncio.run(_run(options, console))
+            console.print(f"record: {file}", highlight=False)
         rows = read(file)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
@@ -81,6 +85,16 @@ def main(
         for row in bad:
             console.print(escape(table.line(row)), style="red", soft_wrap=True, highlight=False)
         raise SystemExit(1)
+
+
+def _require_tools(peers: Sequence[Peer]) -> None:
+    """Raise ValueError where a program is missing that cannot be installed on the way."""
+    redis = any(peer.service != "postgres" for peer in peers)
+    node = any(isinstance(peer, NodePeer) for peer in peers)
+    tools = {"redis-server": redis, "npm": node}
+    missing = [tool for tool, used in tools.items() if used and shutil.which(tool) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be installed first, or see --only")
 
 
 async def _run(options: Options, console: Console) -> Path:
@@ -106,6 +120,8 @@ async def _run(options: Options, console: Console) -> Path:
         async with services.postgres(folder) as server:
             quick = options.scale is QUICK
             record = Record.new(options.results, server.settings, quick=quick)
+            if not quick:
+                machine.require_disk(record.results["machine"])
             session = Session(
                 record,
                 server,

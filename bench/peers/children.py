@@ -14,11 +14,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tickwheel.bench.processes import cpu_seconds, tree
+from tickwheel.bench.processes import cpu_seconds, proportional_mb
 
 from .peer import Command
 
-__all__ = ["ChildError", "Children", "memory_mb"]
+__all__ = ["ChildError", "Children"]
 
 END_SECONDS_MAX = 1.0
 TAIL_BYTES = 2_000
@@ -110,7 +110,7 @@ class Children:
 
     def memory_mb(self) -> float:
         """Return the proportional share of memory of all parts now, in MB."""
-        return sum(memory_mb(each) for _, pid in self._pids() for each in tree(pid))
+        return sum(proportional_mb(pid) for _, pid in self._pids())
 
     def _pids(self) -> list[tuple[str, int]]:
         return [(part, child.pid) for part, child in self._started] + self._watched
@@ -138,15 +138,3 @@ class Children:
 def _signal(child: subprocess.Popen[str], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, number)
-
-
-def memory_mb(pid: int) -> float:
-    """Return the proportional set size of one process in MB (10⁶ bytes); 0 if it has ended."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    for line in rollup.splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from tickwheel.bench.machine import ADDRESSES, SETTINGS
+from tickwheel.bench.machine import settings_of
 from tickwheel.bench.processes import parent
 from tickwheel.storage import EmbeddedPostgres
 
@@ -82,14 +82,9 @@ async def postgres(folder: Path) -> AsyncIterator[Postgres]:
         connection = await asyncpg.connect(dsn)
         try:
             pid = parent(await connection.fetchval("SELECT pg_backend_pid()"))
-            rows = await connection.fetch(
-                "SELECT name, current_setting(name) AS value FROM pg_settings "
-                "WHERE name = ANY($1) OR source = 'command line' ORDER BY name",
-                SETTINGS,
-            )
+            settings = await settings_of(connection)
         finally:
             await connection.close()
-        settings = {r["name"]: r["value"] for r in rows if not r["name"].startswith(ADDRESSES)}
         yield Postgres(dsn, pid, settings)
     finally:
         await server.stop()

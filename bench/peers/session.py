@@ -11,6 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tickwheel.bench import machine
+
 from . import services
 from .cell import Ask
 from .measure import measure
@@ -57,7 +59,10 @@ class Session:
     _numbers: count[int] = field(default_factory=count)
 
     async def run(self, peers: Sequence[Peer], ours: Peer, repeats: int) -> None:
-        """Install all, then measure all in the order of `search.order`."""
+        """Install all, then measure all in the order of `search.order`.
+
+        Raises ValueError, and keeps nothing of a measurement, if the sources changed meanwhile.
+        """
         for peer in (ours, *peers):
             self.note(f"{peer.name}: installing")
             try:
@@ -119,6 +124,7 @@ class Session:
                 made["version"] = ", ".join(f"{name} {said}" for name, said in versions.items())
             except Exception as error:  # noqa: BLE001 (whatever it is, it is put on record)
                 made["error"] = f"{type(error).__name__}: {error}"
+        machine.require_commit(self.record.results["commit"], machine.MEASURED_WITH_PEERS)
         self.record.add(made)
         self.kept(made)
         return made

@@ -88,12 +88,17 @@ def _ladder(results: Results, plots: Path, link: str) -> str:
 
 
 def _failures(results: Results) -> str:
-    """List every check that failed; say that none did."""
-    failed = results.failed()
-    if not failed:
-        return "Every check of every run held.\n"
-    lines = (f"- {name}: **{check.name}** {check.detail}".rstrip() for name, check in failed)
-    return "\n".join(("Checks that failed:\n", *lines)) + "\n"
+    """List every check that failed, or say that none did; and what was replaced that had failed."""
+    lines = [
+        f"- {name}: **{check.name}** {check.detail}".rstrip() for name, check in results.failed()
+    ]
+    again = [
+        f"- {name}: {phased.replaced}" for name, phased in results.phases.items() if phased.replaced
+    ]
+    parts = ["Checks that failed:\n", *lines] if lines else ["Every check of every run held."]
+    if again:
+        parts += ["\nRuns that failed and were replaced by later ones:\n", *again]
+    return "\n".join(parts) + "\n"
 
 
 def _not_run(results: Results) -> str:
@@ -125,7 +130,11 @@ def _worst_steal(results: Results) -> float:
 
 
 def _machine(machine: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"memory_gb": "memory, GB", "sync_p50_us": "median fsync of a page, µs"}
+    names = {
+        "memory_gb": "memory, GB",
+        "filesystem": "filesystem of the databases",
+        "sync_p50_us": "median fsync of a page, µs",
+    }
     return {names.get(name, name): value for name, value in machine.items()}
 
 

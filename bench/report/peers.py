@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 from tickwheel.bench.peers import table
 
@@ -17,6 +19,15 @@ get more. Most peers run handlers in the process that talks to the database; \
 Tickwheel's run behind HTTP, under leases, and leave a history.
 """
 
+_CAVEATS = {
+    "220c4f9": "This run is of an older Tickwheel, a third slower. While pg-boss' first round was "
+    "measured, something else ran for 27 s: the second rounds alone give 4.2 times as much for "
+    "Tickwheel with one job per call, and 2.2 end to end. And Tickwheel's jobs were posted over "
+    "the load generator's bare sockets, where each peer used its own library; with the public "
+    "client, which is used now, a single call costs all processes about 40 % more CPU.\n"
+}
+"""What is to be known of a published record, by its commit; written by hand."""
+
 
 def section(path: Path) -> str:
     """Render the file. Raises ValueError where it isn't one."""
@@ -25,5 +36,35 @@ def section(path: Path) -> str:
         begun, rows = f"begun {document['at']}, commit `{document['commit']}`", document["rows"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of peers: {error!r}") from error
-    head = f"## Peers, side by side\n\nBy `make bench-peers`, {begun}.\n\n"
-    return f"{head}{_INTRODUCTION}\n{table.text(rows)}"
+    parts = (
+        f"## Peers, side by side\n\nBy `make bench-peers`, {begun}.\n",
+        _where(document),
+        _INTRODUCTION,
+        _CAVEATS.get(document["commit"], ""),
+        table.text(rows),
+    )
+    return "\n".join(part for part in parts if part)
+
+
+def _where(document: dict[str, Any]) -> str:
+    """Return the machine and the versions that all share, as far as the record has them."""
+    machine, postgres = document.get("machine", {}), document.get("postgres", {})
+    named = (
+        ("{}", machine.get("processor")),
+        ("{} cores", machine.get("cores")),
+        ("{} GB of memory", machine.get("memory_gb")),
+        ("{}", machine.get("system")),
+        ("databases on {}", machine.get("filesystem")),
+        ("a page synced in {} µs", machine.get("sync_p50_us")),
+        ("Postgres {}", postgres.get("server_version")),
+        ("Redis {}", document.get("redis")),
+        *((f"{name} {{}}", _version(document["rows"], name)) for name in ("Python", "Node")),
+    )
+    known = [text.format(value) for text, value in named if value]
+    return f"Measured on: {', '.join(known)}.\n" if known else ""
+
+
+def _version(rows: list[dict[str, Any]], name: str) -> str:
+    """Return the version of an interpreter that the peers' processes told of; "" if none did."""
+    told = (re.findall(rf"\b{name.lower()} ([^, ]+)", row.get("version", "")) for row in rows)
+    return " and ".join(sorted({version for each in told for version in each}))

@@ -15,12 +15,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 import numpy
 
 from tickwheel.bench.bodies import Plan
+from tickwheel.bench.closed_loop import post
 from tickwheel.bench.house import House, house
 from tickwheel.bench.phase import Check, Measurement, Note
 from tickwheel.bench.processes import finish, python
@@ -102,16 +103,7 @@ def measure(
 
 async def _submit(running: House, leases: int) -> None:
     plan = Plan(0, leases // BATCH, BATCH, POSTERS, queue=QUEUE)
-    given = {"urls": running.urls, "out": str(running.folder / "posts"), "plan": asdict(plan)}
-    log = running.folder / "generator.log"
-    generator = python("-m", "tickwheel.bench.generator", json.dumps(given), log=log)
-    try:
-        out, _ = await asyncio.to_thread(generator.communicate, f"{time()!r}\n")
-    finally:
-        finish(generator)
-    if generator.returncode:
-        raise RuntimeError(f"the generator failed: {log.read_text()[-2000:]}")
-    statuses = json.loads(out.splitlines()[-1])["statuses"]
+    statuses = await post(running.urls, plan, str(running.folder / "posts"))
     if statuses != {"201": plan.posts}:
         raise RuntimeError(f"the jobs were not taken: {statuses}")
 

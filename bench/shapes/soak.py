@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 import asyncpg
 import numpy
 
-from tickwheel.bench.house import House, HouseError, house
+from tickwheel.bench.house import house
 from tickwheel.bench.phase import Measurement, Note
 from tickwheel.bench.processes import python
 from tickwheel.bench.slopes import Flat, judge, slope
@@ -65,7 +65,8 @@ def measure(
 
     async def run(note: Note) -> Measurement:
         async with house(serve=False) as running:
-            await _serve(running)
+            command = ("-m", short_lived.__name__, running.dsn)
+            await running.listen(python(*command, log=running.log))
             await running.employ(workers)
             async with Disk(running.dsn) as disk:
                 trial = _Trial(running, plan, note)
@@ -146,16 +147,6 @@ class Disk:
             "disk_mb": numpy.interp(at, self.at, self.mb).tolist(),
             "partitions": numpy.interp(at, self.at, self.partitions).tolist(),
         }
-
-
-async def _serve(running: House) -> None:
-    log = running.folder / "scheduler.log"
-    running.server = python("-m", short_lived.__name__, running.dsn, log=log)
-    assert running.server.stdout is not None
-    line = await asyncio.to_thread(running.server.stdout.readline)
-    if not line.startswith("listening on "):
-        raise HouseError(f"the scheduler did not start: {log.read_text()[-2000:]}")
-    running.urls = [line.rsplit(" ", 1)[-1].strip()]
 
 
 def _sloped(measured: Measurement, seconds: float) -> Measurement:

@@ -64,3 +64,7 @@ def test_the_report_looks_for_phases_that_are_run() -> None:
 
 def test_every_shape_has_a_section_in_the_report() -> None:
     assert {phase.shape for phase in ladder.FULL} == set(sections.SHAPES)
+
+
+def test_every_ceiling_is_measured_three_times() -> None:
+    assert {phase.repeats for phase in ladder.LADDER if phase.shape == "ceiling"} == {3}

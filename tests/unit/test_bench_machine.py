@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,31 @@ def test_outside_a_checkout_the_commit_is_unknown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert machine.commit() == "unknown"
+
+
+def test_sources_that_changed_since_a_run_began_are_told(checkout: Path) -> None:
+    begun = machine.commit()
+    machine.require_commit(begun)
+    (checkout / "core" / "wheel.py").write_text("turns = 4\n")
+    with pytest.raises(ValueError, match=f"changed during the run, from {begun} to {begun}-dirty"):
+        machine.require_commit(begun)
+
+
+@pytest.mark.parametrize(("listed", "told"), [("{} / /x rw", "btrfs"), ("0:0 / /x rw", "unknown")])
+def test_the_machine_says_what_filesystem_its_databases_lie_on(
+    listed: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Path(tempfile.gettempdir()).stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    line = f"1 2 {listed.format(number)} shared:1 - btrfs /dev/sda rw\n"
+    monkeypatch.setattr(Path, "read_text", lambda _: f"3 2 0:9999 / /y - proc proc rw\n{line}")
+    assert machine._filesystem(tempfile.gettempdir()) == told
+
+
+def test_databases_in_memory_are_refused() -> None:
+    machine.require_disk({"filesystem": "ext4"})
+    with pytest.raises(ValueError, match="set TMPDIR to a folder on a disk"):
+        machine.require_disk({"filesystem": "ramfs"})
 
 
 def test_a_package_that_is_not_there_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,6 +20,7 @@ class Bench:
         self.folder = folder
         self.ran: list[str] = []
         self.broken: set[str] = set()
+        self.changes: set[str] = set()
         phases = [self.phase(name) for name in ("A 200k", "B batch 10k", "B batch 40k")]
         for ladder_name in ("QUICK", "LADDER", "FULL"):
             monkeypatch.setattr(ladder, ladder_name, phases)
@@ -27,11 +29,16 @@ class Bench:
             return {"fsync": "on"}
 
         monkeypatch.setattr(machine, "postgres_settings", settings)
-        monkeypatch.setattr(machine, "commit", lambda: "abc1234")
+        self.commit = "abc1234"
+        self.machine: dict[str, str | int | float] = {"cores": 2, "filesystem": "ext4"}
+        monkeypatch.setattr(machine, "commit", lambda *_: self.commit)
+        monkeypatch.setattr(machine, "machine", lambda: self.machine)
 
     def phase(self, name: str) -> Phase:
         async def run(_: Note) -> Measurement:
             self.ran.append(name)
+            if name in self.changes:
+                self.commit = "def5678"
             check = Check("none lost", name not in self.broken, "3 jobs")
             return Measurement({"done_per_second": 1000.0}, [check])
 
@@ -189,6 +196,70 @@ def test_a_broken_record_is_not_gone_on_with(bench: Bench) -> None:
     result = bench("full")
     assert (result.exit_code, bench.ran) == (1, [])
     assert result.output.startswith(f"Error: {path}: ")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"cores": 4}, "cores 2, now 4"),
+        ({"filesystem": "xfs"}, "filesystem ext4, now xfs"),
+        ({"processor": "Abacus 2"}, "processor None, now Abacus 2"),
+    ],
+)
+def test_a_record_of_another_machine_is_not_gone_on_with(
+    bench: Bench, changed: dict[str, Any], told: str
+) -> None:
+    bench("full", "--only", "A*")
+    bench.machine = bench.machine | changed
+    result = bench("full")
+    assert (result.exit_code, bench.ran) == (1, [])
+    assert result.output.startswith("Error: ")
+    assert result.output.endswith(f"can't be gone on with: it has {told}\n")
+
+
+def test_a_record_of_other_versions_is_not_gone_on_with(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench("full")
+    monkeypatch.setattr(machine, "PACKAGES", ("no-such-package",))
+    result = bench("full", "--only", "A*")
+    assert (result.exit_code, bench.ran) == (1, [])
+    assert "no-such-package None, now not installed" in result.output
+
+
+def test_how_long_a_disk_takes_to_sync_makes_no_other_machine(bench: Bench) -> None:
+    bench("full", "--only", "A*")
+    bench.machine = bench.machine | {"sync_p50_us": 99.0}
+    assert bench("full").exit_code == 0
+
+
+@pytest.mark.parametrize("ladder_name", ["ladder", "full"])
+def test_a_database_in_memory_is_not_measured(bench: Bench, ladder_name: str) -> None:
+    bench.machine["filesystem"] = "tmpfs"
+    result = bench(ladder_name)
+    assert (result.exit_code, bench.ran) == (1, [])
+    assert "is a tmpfs, where to sync costs nothing: set TMPDIR" in result.output
+    assert bench("quick").exit_code == 0
+
+
+def test_sources_that_change_during_a_run_end_it_in_one_line(bench: Bench) -> None:
+    bench.changes = {"B batch 10k"}
+    result = bench("full")
+    assert (result.exit_code, bench.ran) == (1, ALL[:2])
+    assert "Error: the sources have changed during the run, from abc1234 to def5678" in (
+        result.output.splitlines()
+    )
+    assert bench.kept() == ["A 200k"]
+
+
+def test_a_failed_run_that_is_measured_anew_leaves_a_trace_in_the_report(bench: Bench) -> None:
+    bench.broken = {"B batch 10k"}
+    bench("ladder")
+    bench.broken = set()
+    bench("ladder", "--only", "B batch 10k")
+    text = (bench.folder / "docs" / "benchmarks.md").read_text()
+    assert "Every check of every run held." in text
+    assert "replaced by later ones:\n\n- B batch 10k: 1\n" in text
 
 
 @pytest.mark.parametrize(

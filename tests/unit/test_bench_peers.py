@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
 
+from tickwheel.bench import machine
 from tickwheel.bench.peers import __main__ as peers_command
 from tickwheel.bench.peers import measure, record, services, stamps, table
 from tickwheel.bench.peers.catalogue import PEERS
@@ -244,7 +246,28 @@ def test_the_tables_of_another_file_are_refused_in_one_line(tmp_path: Path, text
     assert result.output.startswith(f"Error: {path} is no record of peers")
 
 
-def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Sequence[str]:
+@pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        ([], "redis-server and npm"),
+        (["rq", "tickwheel"], "redis-server"),
+        (["pg-boss"], "npm"),
+    ],
+)
+def test_programs_that_are_missing_are_told_before_anything_is_measured(
+    only: Sequence[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    arguments = [f"--only={name}" for name in only]
+    result = CliRunner().invoke(peers_command.main, ["--results", str(tmp_path), *arguments])
+    assert result.exit_code == 1
+    assert result.output == f"Error: {told} must be installed first, or see --only\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, filesystem: str = "ext4"
+) -> Sequence[str]:
     """The suffixes of what a run leaves that measures nothing."""
 
     @asynccontextmanager
@@ -254,10 +277,12 @@ def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Se
     async def measured(self: Session, *_: object) -> None:
         self.record.add(made(OURS, "end", per_second=1.0))
 
+    monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
+    monkeypatch.setattr(machine, "machine", lambda: {"filesystem": filesystem})
     monkeypatch.setattr(services, "postgres", postgres)
     monkeypatch.setattr(Session, "run", measured)
     result = CliRunner().invoke(peers_command.main, ["--results", str(folder), *arguments])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == (filesystem == "tmpfs"), result.output
     return [path.suffix for path in folder.iterdir()]
 
 
@@ -269,6 +294,10 @@ def test_a_run_of_some_peers_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_of(tmp_path, monkeypatch, "--only", "rq") == [".part"]
+
+
+def test_peers_are_not_measured_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_of(tmp_path, monkeypatch, filesystem="tmpfs") == []
 
 
 def test_a_row_says_who_and_in_which_configuration() -> None:
@@ -285,14 +314,15 @@ class Broken(Tickwheel):
         raise OSError("no network")
 
 
-def rows_of_a_session(folder: Path, peer: Tickwheel) -> list[Row]:
+def rows_of_a_session(folder: Path, peer: Tickwheel, commit: str = "abc") -> list[Row]:
     kept: list[Row] = []
     nowhere = Postgres(f"postgresql://nobody@/none?host={folder}", 0, {})
     session = Session(
-        *(record.Record(folder / "peers.json", {"rows": []}), nowhere, folder),
+        *(record.Record(folder / "peers.json", {"commit": commit, "rows": []}), nowhere, folder),
         *(QUICK, lambda text: None, kept.append),
     )
-    asyncio.run(session.run([], peer, 1))
+    with patch.object(machine, "commit", lambda _: "abc"):
+        asyncio.run(session.run([], peer, 1))
     return kept
 
 
@@ -300,6 +330,12 @@ def test_a_peer_that_cannot_be_installed_is_on_record_for_every_shape(tmp_path: 
     rows = rows_of_a_session(tmp_path, Broken())
     assert [row["shape"] for row in rows] == list(record.SHAPES)
     assert all("no network" in row["error"] and "figures" not in row for row in rows)
+
+
+def test_sources_that_change_during_a_run_of_peers_end_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="changed during the run, from def to abc"):
+        rows_of_a_session(tmp_path, Broken(), commit="def")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_measurement_that_fails_is_on_record_and_the_next_is_tried(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def test_a_run_measured_anew_takes_the_place_of_all_earlier_ones(tmp_path: Path)
     assert list(read(record.path).phases) == ["A 200k", "D 100k"]
 
 
+def test_only_failed_runs_that_are_replaced_are_counted_and_that_for_good(tmp_path: Path) -> None:
+    record = record_at(tmp_path / "2026-01-01-abc1234.json")
+    failed = Run.of(Measurement({}, [Check("nothing lost", False)]), "", 1, 0, 0)
+    for run in (failed, failed, measured(), failed):
+        record.add("A 200k", "A", run, anew=True)
+    assert read(record.path).phases["A 200k"].replaced == 2
+
+
 def test_floats_are_shortened_and_no_number_becomes_none() -> None:
     measurement = Measurement(
         figures={"late_p99_ms": 3.14159265, "done_per_second": 40_123.456, "gone": float("nan")},

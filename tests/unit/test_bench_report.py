@@ -206,6 +206,32 @@ def test_the_peers_tables_follow_with_what_they_mean(tmp_path: Path) -> None:
     assert page.NO_LADDER not in text
 
 
+def test_the_peers_section_tells_the_machine_and_versions_that_its_record_has(
+    tmp_path: Path,
+) -> None:
+    path = peers_file(tmp_path)
+    assert "Measured on" not in peers.section(path)
+    document = json.loads(path.read_text())
+    for row, version in zip(
+        document["rows"], ("python 3.11.2, x 1", "y 2, node 22.1.0"), strict=True
+    ):
+        row["version"] = version
+    machine = {"processor": "Abacus 2", "cores": 2, "filesystem": "ext4"}
+    document |= {"machine": machine, "redis": "7.0.15", "postgres": {"server_version": "18.4"}}
+    path.write_text(json.dumps(document))
+    assert (
+        "Measured on: Abacus 2, 2 cores, databases on ext4, Postgres 18.4, Redis 7.0.15, "
+        "Python 3.11.2, Node 22.1.0.\n"
+    ) in peers.section(path)
+
+
+def test_what_is_known_of_a_published_record_stands_on_its_page(tmp_path: Path) -> None:
+    path = peers_file(tmp_path)
+    assert "bare sockets" not in peers.section(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "220c4f9"}))
+    assert "bare sockets" in peers.section(path)
+
+
 def test_without_a_ladder_the_page_says_so_and_holds_the_peers_alone(tmp_path: Path) -> None:
     path = peers_file(tmp_path)
     text = page.render(None, tmp_path, "plots", path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tickwheel.bench import runner
+from tickwheel.bench import machine, runner
 from tickwheel.bench.machine import Noise
 from tickwheel.bench.phase import Check, Measurement, Note, Phase
 from tickwheel.bench.record import Record, Results, read
@@ -33,7 +33,8 @@ class Shapes:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Record:
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
+    monkeypatch.setattr(machine, "commit", lambda _: "abc")
     return Record(tmp_path / "2026-01-01-abc.json", Results("full", "abc", "", {}, {}, {}))
 
 

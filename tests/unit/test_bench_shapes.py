@@ -154,7 +154,7 @@ def failed(
     statuses: dict[str, int] | None = None,
 ) -> list[str]:
     table = numpy.zeros((1, 1), numpy.int64)
-    found = Stamps(20, 20, 20, lost, doubled, early, 5.0, 0.0, 1.0, table, table[0] * 1.0, table[0])
+    found = Stamps(20, 20, lost, doubled, early, 5.0, 0.0, table, table[0] * 1.0, table[0])
     offered = Offered(0.0, statuses or {"201": 2}, [], 0.1)
     ledger = Ledger(succeeded, unsettled, 0, 1.0)
     return [check.name for check in checks(found, ledger, offered, posts=2) if not check.ok]
