@@ -19,15 +19,6 @@ get more. Most peers run handlers in the process that talks to the database; \
 Tickwheel's run behind HTTP, under leases, and leave a history.
 """
 
-_CAVEATS = {
-    "220c4f9": "This run is of an older Tickwheel, a third slower. While pg-boss' first round was "
-    "measured, something else ran for 27 s: the second rounds alone give 4.2 times as much for "
-    "Tickwheel with one job per call, and 2.2 end to end. And Tickwheel's jobs were posted over "
-    "the load generator's bare sockets, where each peer used its own library; with the public "
-    "client, which is used now, a single call costs all processes about 40 % more CPU.\n"
-}
-"""What is to be known of a published record, by its commit; written by hand."""
-
 
 def section(path: Path) -> str:
     """Render the file. Raises ValueError where it isn't one."""
@@ -40,7 +31,6 @@ def section(path: Path) -> str:
         f"## Peers, side by side\n\nBy `make bench-peers`, {begun}.\n",
         _where(document),
         _INTRODUCTION,
-        _CAVEATS.get(document["commit"], ""),
         table.text(rows),
     )
     return "\n".join(part for part in parts if part)

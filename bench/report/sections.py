@@ -53,7 +53,8 @@ SHAPES = {
         "from the start of the process to the first job handed to a session that asks for one all "
         "the time; worker fire: to the first start at the worker that was there before, which "
         "comes back after a pause. After SIGKILL, jobs that were claimed and not yet sent wait "
-        "until their lease has run out: that is what `killed overdue fired` shows.",
+        "until the workers, registered again, have told that their sessions are gone: that is what "
+        "`killed overdue fired` shows.",
     ),
     "G": About(
         "G: leases",

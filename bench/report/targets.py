@@ -179,11 +179,7 @@ def headline(results: Results) -> str:
         ("100,000 jobs due at one instant: seconds to run them all", INSTANT, "drained_seconds"),
         ("restart to first fire with 10 M waiting, s", RESTART, "first_fire_seconds"),
         ("the same until all is as before", RESTART, "recovered_seconds"),
-        (
-            "the same after kill -9: claimed jobs wait for leases",
-            RESTART,
-            "killed_recovered_seconds",
-        ),
+        ("the same after kill -9", RESTART, "killed_recovered_seconds"),
         (
             "memory of the scheduler, 10 M waiting, 500 k in the wheel, MB",
             RESTART,
