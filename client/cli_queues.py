@@ -132,6 +132,7 @@ async def list_dead(client: Client, out: Output, limit: int, **where: Any) -> No
 
 @dead.command()
 @click.argument("ids", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All, instead of IDS or a filter.")
 @option("--queue", help="Only those of this queue.")
 @option("--task", help="Only those of this task.")
 @option("--limit", type=click.IntRange(1), help="At most so many.")
@@ -142,6 +143,7 @@ async def redrive(
     client: Client,
     out: Output,
     ids: tuple[str, ...],
+    everything: bool,
     queue: str | None,
     task: str | None,
     limit: int | None,
@@ -149,6 +151,8 @@ async def redrive(
     dry_run: bool,
 ) -> None:
     """Make new jobs of dead letters: of those with IDS, or of all that match."""
+    if not (ids or queue or task) and not everything:
+        raise click.UsageError("give ids, --queue, --task or --all")
     if len(ids) > PAGE:
         raise click.UsageError(f"give at most {PAGE} ids")
     done: list[dict[str, Any]] = []

@@ -22,7 +22,7 @@ import orjson
 
 from .attempt import Attempt, Halt
 from .clock import now
-from .errors import ClientError, NotAllowed, NotFound, ProblemError, TryLater
+from .errors import ClientError, NotAllowed, NotFound, ProblemError, TryLater, Unreachable
 from .line import Line
 from .transport import backoff_seconds, decode
 
@@ -41,11 +41,13 @@ class Events:
     """What the thread tells; called in the thread.
 
     `registered`: with the answer, and the session from before. `failed`: nothing but a person can
-    mend it, e.g. the very first registration was refused.
+    mend it, e.g. the very first registration was refused. `silent`: the scheduler that it was
+    registered with has not answered, once more.
     """
 
     registered: Callable[[dict[str, Any], str | None], None]
     failed: Callable[[BaseException], None]
+    silent: Callable[[], None]
     halt: Callable[[Attempt, Halt], None]
     moved: Callable[[Attempt, str | None], None]
     answered: Callable[[dict[str, Any]], None]
@@ -78,6 +80,7 @@ class Keeper(threading.Thread):
         self.worker_id: str | None = None
         self._before: str | None = None
         self._gone: list[tuple[str, Sequence[str]]] = []
+        self._silent: set[str] = set()
 
     @property
     def failing(self) -> bool:
@@ -94,6 +97,12 @@ class Keeper(threading.Thread):
         """Tell the scheduler that of these sessions nothing goes on but these jobs. Any thread."""
         self._gone.extend((worker_id, kept) for worker_id in worker_ids)
         self._wake.set()
+
+    def tell_silent(self, scheduler_id: str) -> None:
+        """Tell the scheduler, if it answers itself, that this one doesn't. Any thread."""
+        if not self.failing:
+            self._silent.add(scheduler_id)
+            self._wake.set()
 
     def expect(self, lease_seconds: float) -> None:
         """A lease of this length has begun: be awake in time for it. Any thread."""
@@ -142,6 +151,8 @@ class Keeper(threading.Thread):
         elif self._failures % TELL_EVERY == 1 or isinstance(error, NotAllowed):
             what = "not registered at" if self.worker_id is None else "no renewal at"
             LOG.warning("%s %s: %s; trying again", what, self._line.url, error)
+        if self._ever_registered and isinstance(error, Unreachable):
+            self._events.silent()
 
     def _register(self) -> None:
         answer = decode(self._line.request("POST", "/v1/workers", self._registration))
@@ -154,6 +165,7 @@ class Keeper(threading.Thread):
         # list() of a dict's values is one step for other threads.
         attempts = [attempt for attempt in list(self._running.values()) if self._wanted(attempt)]
         gone = self._gone[:GONE_MAX]
+        silent, self._silent = self._silent, set()
         # Also with nothing to renew: so it is known on both sides that the other one is there.
         for start in range(0, len(attempts) or 1, ITEMS_MAX):
             part = attempts[start : start + ITEMS_MAX]
@@ -162,6 +174,8 @@ class Keeper(threading.Thread):
             if gone and start + ITEMS_MAX >= len(attempts):
                 document["gone"] = [each for each, _ in gone]
                 document["kept"] = list({job_id for _, kept in gone for job_id in kept})
+            if silent:
+                document["silent"] = list(silent)
             body = orjson.dumps(document)
             answer = decode(self._line.request("POST", f"/v1/workers/{worker_id}/report", body))
             for attempt, result in zip(part, answer["results"], strict=True):

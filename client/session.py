@@ -33,7 +33,7 @@ from .poller import Poller
 from .renewal import Events, Keeper
 from .reporter import IN_FLIGHT_MAX, Reporter
 from .slots import Slots
-from .tasks import surface
+from .tasks import in_loop, surface
 from .transport import decode, pause_seconds
 
 LOG = logging.getLogger("tickwheel.worker")
@@ -326,20 +326,19 @@ class Session:
     # The keeper's thread.
 
     def _events(self) -> Events:
-        def in_loop(function: Callable[..., None]) -> Callable[..., None]:
-            def tell(*args: object) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left
-                    self._loop.call_soon_threadsafe(function, *args)
-
-            return tell
-
+        loop = self._loop
         return Events(
-            registered=in_loop(self._on_registered),
-            failed=in_loop(self._refused),
-            halt=in_loop(self.halt),
-            moved=in_loop(self._moved),
-            answered=in_loop(self._directed),
+            registered=in_loop(loop, self._on_registered),
+            failed=in_loop(loop, self._refused),
+            silent=in_loop(loop, self._silent),
+            halt=in_loop(loop, self.halt),
+            moved=in_loop(loop, self._moved),
+            answered=in_loop(loop, self._directed),
         )
+
+    def _silent(self) -> None:
+        for peer in self.peers:
+            peer._keeper.tell_silent(self.scheduler_id)
 
     def _refused(self, error: BaseException) -> None:
         """End the worker, unless it was only another scheduler that told of this one."""

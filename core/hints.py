@@ -7,7 +7,7 @@ says nothing.
     jobs id,id,…    their rows changed, or are new: whoever owns them shall read them
     queues          settings of a queue have changed
     schedule id     a schedule has changed
-    shards          some are free, or there is a new scheduler
+    shards          some are free or may be, or there is a new scheduler
     missed          some may have been missed: a store says so to its own scheduler
 """
 

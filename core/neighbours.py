@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .ids import shard_of
 from .ports_cluster import Member, Owned
 
 COMPANY_MS = 600_000
+SUSPECTED_MS = 250
 
 
 class Neighbours:
@@ -16,7 +17,7 @@ class Neighbours:
     def __init__(self) -> None:
         self.members: Sequence[Member] = ()
         """All that live, this scheduler too, the oldest first."""
-        self._company_ms = -(1 << 60)
+        self._company_ms = self._suspected_ms = -(1 << 60)
         self._owners: Mapping[int, Owned] = {}
 
     @property
@@ -44,6 +45,13 @@ class Neighbours:
     def knows(self, member_id: str) -> bool:
         """Tell whether that scheduler lived."""
         return any(each.id == member_id for each in self.members)
+
+    def suspect(self, ids: Iterable[str], now_monotonic_ms: int) -> bool:
+        """Tell whether to look who lives, as these don't answer; not more often than 4 times a second."""
+        if now_monotonic_ms - self._suspected_ms < SUSPECTED_MS or not any(map(self.knows, ids)):
+            return False
+        self._suspected_ms = now_monotonic_ms
+        return True
 
     def owner(self, job_id: str) -> str | None:
         """Return who owned the job, None if nobody did that lived."""

@@ -196,9 +196,10 @@ class Ownership:
             self._kernel.hints.say("shards")
 
     async def _meet(self, members: list[Member]) -> None:
-        """Learn who else there is, and who owns what."""
+        """Learn who else there is, and who owns what; have all look if we or somebody came or went."""
         kernel = self._kernel
-        joined = not kernel.neighbours.knows(self._me.id)
+        known = {each.id for each in kernel.neighbours.members}
+        changed = self._me.id not in known or known - {each.id for each in members}
         owners = {} if kernel.hints.alone else await kernel.store.owners()
         before = [each.id for each in kernel.neighbours.serving]
         kernel.neighbours.look(members, owners, kernel.clock.monotonic_ms())
@@ -208,7 +209,7 @@ class Ownership:
                 if session.poll is not None:
                     kernel.sessions.keep_offer(session, kernel.clock.monotonic_ms())
                     session.answer(PollAnswer())
-        if joined:
+        if changed:
             kernel.hints.say("shards")
 
     async def _clock_agrees(self) -> bool:

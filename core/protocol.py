@@ -6,6 +6,7 @@ keeps the sessions; `core.workers` answers the calls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -58,13 +59,14 @@ class Report:
 
     `gone` are earlier sessions of it, here or at a scheduler that is no more. Of what was claimed for
     them the jobs in `kept` may still run, or their end is not known yet; the rest has ended, or has
-    reached nobody.
+    reached nobody. `silent` are schedulers that don't answer the worker.
     """
 
     ended: list[ReportItem] = field(default_factory=list)
     running: list[RunningItem] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     kept: frozenset[str] = frozenset()
+    silent: Sequence[str] = ()
 
 
 @dataclass(slots=True)

@@ -140,6 +140,8 @@ class Workers:
         results = await self._settle(session, report.ended)
         if report.gone:
             self._settler.release(kernel.orphans(report.gone, report.kept))
+        if kernel.neighbours.suspect(report.silent, kernel.clock.monotonic_ms()):
+            kernel.hints.say("shards")
         # Not only what is new: the answer that told of it may have been lost.
         leases = [kernel.leases.get(job_id) for job_id, status in renewed if status == "ok"]
         cancels = {each.id: None for each in leases if each is not None and each.cancel_requested}

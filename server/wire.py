@@ -75,8 +75,8 @@ def check_json(body: bytes) -> Any:
     try:
         document = orjson.loads(body)
         again = orjson.dumps(document)
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        raise InvalidJSON("the body is not valid JSON, or is nested too deep") from None
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
+        raise InvalidJSON(f"the body is not valid JSON, or is nested too deep: {error}") from None
     if again == body:
         return document
     if again.count(b":") != body.count(b":") or b"\\u003a" in body or b"\\u003A" in body:

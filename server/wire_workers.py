@@ -48,6 +48,7 @@ JobId = Annotated[
     str, msgspec.Meta(max_length=36, pattern=_UUID, extra_json_schema={"format": "uuid"})
 ]
 SessionId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+SchedulerId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Token = Annotated[int, msgspec.Meta(ge=0, le=TOKEN_MAX)]
 Slots = Annotated[int, msgspec.Meta(ge=0, le=SLOTS_MAX)]
 
@@ -126,6 +127,7 @@ class ReportRequest(wire.Wire):
     running: tuple[RunningReport, ...] = ()
     gone: Annotated[tuple[SessionId, ...], msgspec.Meta(max_length=100)] = ()
     kept: tuple[JobId, ...] = ()
+    silent: Annotated[tuple[SchedulerId, ...], msgspec.Meta(max_length=100)] = ()
 
 
 class UsualItem(wire.Wire):
@@ -144,6 +146,7 @@ class UsualReport(wire.Wire):
     running: tuple[()] = ()
     gone: tuple[()] = ()
     kept: tuple[()] = ()
+    silent: tuple[()] = ()
 
 
 _REPORT = msgspec.json.Decoder(ReportRequest)
@@ -186,7 +189,7 @@ def decode_report(body: bytes) -> Report:
         for item in request.running
     ]
     kept = frozenset(job_id.lower() for job_id in request.kept)
-    return Report(ended, running, list(request.gone), kept)
+    return Report(ended, running, list(request.gone), kept, request.silent)
 
 
 def _usual(body: bytes) -> Report | None:

@@ -162,6 +162,10 @@ class FakeScheduler:
         """Return the sessions that workers have called gone."""
         return [each for asked in self.asked("report") for each in asked.body.get("gone", ())]
 
+    def silent(self) -> list[str]:
+        """Return the schedulers that workers had no answer from."""
+        return [each for asked in self.asked("report") for each in asked.body.get("silent", ())]
+
     def kept(self) -> list[str]:
         """Return the jobs of those sessions that workers say go on."""
         return [each for asked in self.asked("report") for each in asked.body.get("kept", ())]

@@ -363,8 +363,15 @@ def test_a_duration_past_all_numbers_is_status_2_and_one_line(option: str) -> No
 
 
 def test_a_rate_that_is_no_number_is_status_2_and_one_line() -> None:
-    result = invoke("dead", "redrive", "--rate", "inf", "--url", NOWHERE)
+    result = invoke("dead", "redrive", "--all", "--rate", "inf", "--url", NOWHERE)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+def test_redriving_all_dead_letters_has_to_be_said() -> None:
+    nothing = invoke("dead", "redrive", "--url", NOWHERE)
+    assert nothing.exit_code == 2
+    assert nothing.stderr.endswith("give ids, --queue, --task or --all\n")
+    assert invoke("dead", "redrive", "--all", "--url", NOWHERE).exit_code == 3
 
 
 def test_deleting_asks_only_once_it_is_known_what() -> None:

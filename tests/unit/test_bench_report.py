@@ -225,13 +225,6 @@ def test_the_peers_section_tells_the_machine_and_versions_that_its_record_has(
     ) in peers.section(path)
 
 
-def test_what_is_known_of_a_published_record_stands_on_its_page(tmp_path: Path) -> None:
-    path = peers_file(tmp_path)
-    assert "bare sockets" not in peers.section(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "220c4f9"}))
-    assert "bare sockets" in peers.section(path)
-
-
 def test_without_a_ladder_the_page_says_so_and_holds_the_peers_alone(tmp_path: Path) -> None:
     path = peers_file(tmp_path)
     text = page.render(None, tmp_path, "plots", path)

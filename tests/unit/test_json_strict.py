@@ -52,6 +52,11 @@ def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
         wire.check_json(body)
 
 
+def test_where_json_is_broken_is_told() -> None:
+    with pytest.raises(InvalidJSON, match="line 2 column 5"):
+        wire.check_json(b'{\n"a":,\n"b":1}')
+
+
 @pytest.mark.parametrize(
     "body",
     [

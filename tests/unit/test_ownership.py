@@ -20,6 +20,8 @@ from unit.rig import (
 from tickwheel.core import Scheduler, Unavailable
 from tickwheel.core.ids import shard_of
 from tickwheel.core.job import State
+from tickwheel.core.neighbours import SUSPECTED_MS
+from tickwheel.core.protocol import Report
 from tickwheel.core.testing import VirtualClock, run
 from tickwheel.storage import MemoryStore
 
@@ -74,6 +76,50 @@ def test_shards_are_given_back_a_few_at_a_time() -> None:
             async with scheduler_on(store, clock) as second:
                 await until(lambda: owned(first, second) == [32, 32])
                 assert given == [8] * 4
+
+    run(scenario)
+
+
+def test_all_look_at_once_when_a_worker_gets_no_answer_from_one_of_them() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=8)
+        async with scheduler_on(store, clock) as first, scheduler_on(store, clock) as second:
+            await until(lambda: owned(first, second) == [4, 4])
+            await asyncio.sleep(5)  # each has looked around again
+            hand = await Hand(first).join()
+            heard: list[str] = []
+            store.on_hint(heard.append)
+
+            async def tell(*silent: str) -> None:
+                await first.workers.report(hand.worker_id, Report(silent=silent))
+
+            for silent in ("stranger", second.boot_id, second.boot_id):
+                await tell(silent)
+            await asyncio.sleep(SUSPECTED_MS / 1000)
+            assert heard == ["shards"]
+            await tell(second.boot_id)
+            await asyncio.sleep(0.1)
+            assert heard == ["shards"] * 2
+
+    run(scenario)
+
+
+def test_who_finds_somebody_gone_has_the_others_look() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=9)
+        dead = scheduler_on(store, clock)
+        await dead.start()
+        async with scheduler_on(store, clock) as second, scheduler_on(store, clock) as third:
+            await until(lambda: owned(dead, second, third) == [3, 3, 3])
+            await asyncio.sleep(5)  # each has looked around again
+            heard: list[str] = []
+            store.on_hint(heard.append)
+            for part in dead._parts:
+                part.cancel()
+            await asyncio.gather(*dead._parts, return_exceptions=True)
+            await until(lambda: sum(owned(second, third)) == 9)
+            await asyncio.sleep(0.1)
+            assert set(heard) == {"shards"}
 
     run(scenario)
 

@@ -255,6 +255,19 @@ async def test_a_scheduler_given_by_another_address_than_it_tells_is_not_called_
     assert len(second.asked("register")) == 1
 
 
+async def test_of_a_scheduler_that_gives_no_answer_the_others_are_told(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, third = fakes
+    async with held(first, second, third) as over:
+        second.lose("report", 5)
+        for other in (first, third):
+            await other.until(other.silent)
+            assert set(other.silent()) == {"boot-1"}
+        over.set()
+    assert second.silent() == []
+
+
 async def test_a_scheduler_that_leaves_a_poll_without_answer_is_looked_at_at_once(
     fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -357,7 +357,12 @@ def keep(line: FakeLine, running: dict[str, Attempt], ticked: float) -> list[Bas
     """Run a keeper in this thread until the line ends it; return what it failed with."""
     failed: list[BaseException] = []
     events = Events(
-        lambda *_: None, failed.append, lambda *_: None, lambda *_: None, lambda _: None
+        registered=lambda *_: None,
+        failed=failed.append,
+        silent=lambda: None,
+        halt=lambda *_: None,
+        moved=lambda *_: None,
+        answered=lambda _: None,
     )
     line.keeper = Keeper(cast(Line, line), {}, running, lambda: ticked, events)
     line.keeper.run()
