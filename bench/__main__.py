@@ -92,7 +92,8 @@ def _measure(
         if not only or any(fnmatch.fnmatchcase(phase.name, pattern) for pattern in only)
     ]
     if not asked:
-        raise click.BadParameter("no phase is like that: see `list`", param_hint="--only")
+        how = "python -m tickwheel.bench list"
+        raise click.BadParameter(f"no phase is like that: see `{how}`", param_hint="--only")
     kept = _open(folder, kind)
     CONSOLE.print(f"{kept.path}: {sum(phase.seconds * phase.repeats for phase in asked):,.0f} s")
     with _refused_in_one_line():
@@ -100,13 +101,13 @@ def _measure(
     if all(kept.results.runs(phase.name) for phase in phases):
         _write_report(kept.path, record.newest(folder, "peers-"), docs)
     else:
-        how = f"python -m tickwheel.bench report {kept.path}"
+        how = f"python -m tickwheel.bench report {kept.path} --docs {kept.path.with_suffix('')}"
         CONSOLE.print(f"phases are missing; to render it: {how}", soft_wrap=True, markup=False)
     _end(kept.results, {phase.name for phase in asked})
 
 
 def _open(folder: Path, kind: Kind) -> Record:
-    """Return the record of this commit as it is, if it is of this machine too, or a new one."""
+    """Return the record of this commit, or a new one. One of another machine is refused."""
     prefix = "quick-" if kind == "quick" else ""
     commit, now = machine.commit(), datetime.now(UTC)
     results = Results(

@@ -176,7 +176,7 @@ def joined(path: Path, now: Results) -> Results:
         if before.get(name) != after.get(name)
     ]
     if differing:
-        raise ValueError(f"{path} can't be gone on with: it has {'; '.join(differing)}")
+        raise ValueError(f"move {path} away to begin anew: it has {'; '.join(differing)}")
     results.kind = now.kind
     return results
 

@@ -150,8 +150,8 @@ async def redrive(
     rate: float | None,
     dry_run: bool,
 ) -> None:
-    """Make new jobs of dead letters: of those with IDS, or of all that match."""
-    if not (ids or queue or task) and not everything:
+    """Make new jobs of dead letters: of those with IDS, of all that match, or of --all."""
+    if bool(ids or queue or task) == everything:
         raise click.UsageError("give ids, --queue, --task or --all")
     if len(ids) > PAGE:
         raise click.UsageError(f"give at most {PAGE} ids")

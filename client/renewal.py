@@ -171,11 +171,12 @@ class Keeper(threading.Thread):
             part = attempts[start : start + ITEMS_MAX]
             sent_at = now()
             document: dict[str, Any] = {"running": [_item(attempt) for attempt in part]}
-            if gone and start + ITEMS_MAX >= len(attempts):
-                document["gone"] = [each for each, _ in gone]
-                document["kept"] = list({job_id for _, kept in gone for job_id in kept})
-            if silent:
-                document["silent"] = list(silent)
+            if start + ITEMS_MAX >= len(attempts):
+                if gone:
+                    document["gone"] = [each for each, _ in gone]
+                    document["kept"] = list({job_id for _, kept in gone for job_id in kept})
+                if silent:
+                    document["silent"] = list(silent)
             body = orjson.dumps(document)
             answer = decode(self._line.request("POST", f"/v1/workers/{worker_id}/report", body))
             for attempt, result in zip(part, answer["results"], strict=True):

@@ -59,7 +59,7 @@ class Runtime:
         self._closing: set[asyncio.Task[None]] = set()
         self._ending = False
         for url in worker.urls:
-            self._add(url)
+            self._add(url, required=True)
 
     def stop(self, *, now: bool) -> None:
         """Begin the end; `now` skips the grace, also of an end that has begun."""
@@ -83,7 +83,8 @@ class Runtime:
             await asyncio.shield(self._end())
             ticker.cancel()
 
-    def _add(self, url: str) -> Session:
+    def _add(self, url: str, *, required: bool = False) -> Session:
+        """Add a session; if a required one is refused at first, the worker ends."""
         worker = self._worker
         session = Session(
             url,
@@ -95,7 +96,7 @@ class Runtime:
             self._begin,
             self._fail,
             self._discovered,
-            required=url in worker.urls,
+            required=required,
         )
         self._sessions.append(session)
         self._slots.join()
@@ -113,8 +114,11 @@ class Runtime:
         """
         if self._ending:
             return
-        told = {base_url(each["url"]) for each in schedulers} or {teller}
-        self._told = told | {each["id"] for each in schedulers}
+        self._told = {base_url(each["url"]) for each in schedulers}
+        self._told |= {each["id"] for each in schedulers}
+        if not schedulers:
+            alone = [session.scheduler_id for session in self._sessions if session.url == teller]
+            self._told = {teller, *filter(None, alone)}
         ids = {session.scheduler_id for session in self._sessions}
         urls = {session.url for session in self._sessions}
         for each in schedulers:
@@ -143,7 +147,9 @@ class Runtime:
                 closing.add_done_callback(self._closing.discard)
                 closing.add_done_callback(partial(surface, self._fail))
                 if given:
-                    self._add(session.url).start()
+                    new = self._add(session.url)
+                    self._slots.leave(new.poller)
+                    new.start()
 
     async def _retire(self, session: Session) -> None:
         """End a session with a scheduler that is gone, and tell the others."""

@@ -290,13 +290,15 @@ class Session:
         self._directed(answer)
 
     def _healthy_peer(self) -> Session | None:
-        return next((p for p in self.peers if p._registered.is_set() and not p.failing), None)
+        there = (peer for peer in self.peers if peer._registered.is_set() and not peer.gone)
+        return next((peer for peer in there if not peer.failing), None)
 
     def _moved(self, attempt: Attempt, owner: str | None) -> None:
         """Show an attempt to who keeps its lease now; until that is known, to one after the other."""
         if self.running.get(attempt.id) is not attempt:
             return
-        known = next((peer for peer in self.peers if peer.scheduler_id == owner), None)
+        there = (peer for peer in self.peers if not peer.gone)
+        known = next((peer for peer in there if peer.scheduler_id == owner), None)
         peer = known or self._healthy_peer()
         if peer is not None:
             # Where nobody knows the owner it would go round and round.

@@ -35,6 +35,7 @@ class Neighbours:
     ) -> None:
         """Note who lives, and the owner of each shard."""
         self.members, self._owners = members, owners
+        self._suspected_ms = now_monotonic_ms
         if len(members) > 1:
             self._company_ms = now_monotonic_ms
 
@@ -47,7 +48,7 @@ class Neighbours:
         return any(each.id == member_id for each in self.members)
 
     def suspect(self, ids: Iterable[str], now_monotonic_ms: int) -> bool:
-        """Tell whether to look who lives, as these don't answer; not more often than 4 times a second."""
+        """Note that these don't answer; tell whether to look if they live, 4 times a second at most."""
         if now_monotonic_ms - self._suspected_ms < SUSPECTED_MS or not any(map(self.knows, ids)):
             return False
         self._suspected_ms = now_monotonic_ms

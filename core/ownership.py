@@ -196,10 +196,10 @@ class Ownership:
             self._kernel.hints.say("shards")
 
     async def _meet(self, members: list[Member]) -> None:
-        """Learn who else there is, and who owns what; have all look if we or somebody came or went."""
+        """Learn who else there is, and who owns what; have all look if we came or somebody went."""
         kernel = self._kernel
         known = {each.id for each in kernel.neighbours.members}
-        changed = self._me.id not in known or known - {each.id for each in members}
+        changed = self._me.id not in known or not known <= {each.id for each in members}
         owners = {} if kernel.hints.alone else await kernel.store.owners()
         before = [each.id for each in kernel.neighbours.serving]
         kernel.neighbours.look(members, owners, kernel.clock.monotonic_ms())

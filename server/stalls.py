@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Callable
 
 EVERY_SECONDS = 0.02
+MISSED_MAX = 250
+"""Of a stall longer than 5 s, the process was stopped, no more is told: that took time itself."""
 
 
 class StallWatch:
@@ -35,6 +37,6 @@ class StallWatch:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         late = max(0.0, loop.time() - self._due)
-        for missed in range(1 + int(late / EVERY_SECONDS)):
+        for missed in range(1 + min(MISSED_MAX, int(late / EVERY_SECONDS))):
             self._note((late - missed * EVERY_SECONDS) * 1000)
         self.start()

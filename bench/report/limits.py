@@ -9,7 +9,7 @@ LIMITS: dict[str, str] = {
     "end to end, batch": "the scheduler's one thread, 60 to 80 % busy beside a second core that "
     "Postgres, the workers and the load share: each waits for the other now and then",
     "end to end, one job per POST": "the scheduler's one core: a packet in and one out for each "
-    "job, and commits of some 50 jobs where hundreds would be cheaper",
+    "job, and commits of some 20 to 50 jobs where hundreds would be cheaper",
     "CPU per job at full speed, scheduler": "Python's interpreter: the profile is flat, no "
     "function over 7 %",
     "CPU per job at full speed, all": "half of it is the scheduler's; Postgres has a third or more: two row "

@@ -144,13 +144,20 @@ TARGETS = (
 )
 
 
+_READING = """\
+Of a rate the floor is the least, of everything else the most. A rate is reached at 99.9 % of it, as \
+the last jobs end a moment after the last offer. *Full speed* is where more is offered than can be \
+done: such a run can't pass the checks of a rate that is held, and is not meant to.
+"""
+
+
 def table(results: Results) -> str:
     """Render the targets: floor, goal, measured, share of the goal, and what limits it."""
     head = ("target", "measured in", "floor", "goal", "measured", "share of the goal", "limited by")
     # Small phases are run anywhere; what limits has been found where the others are published.
     limits = {} if results.kind == "quick" else LIMITS
     rows = [_row(each, each.find(results), limits.get(each.name, "")) for each in TARGETS]
-    return markdown(head, rows, text_columns=2)
+    return f"{_READING}\n{markdown(head, rows, text_columns=2)}"
 
 
 def _row(target: Target, found: Found | None, limit: str) -> tuple[str, ...]:

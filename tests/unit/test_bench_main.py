@@ -214,7 +214,7 @@ def test_a_record_of_another_machine_is_not_gone_on_with(
     result = bench("full")
     assert (result.exit_code, bench.ran) == (1, [])
     assert result.output.startswith("Error: ")
-    assert result.output.endswith(f"can't be gone on with: it has {told}\n")
+    assert result.output.endswith(f"away to begin anew: it has {told}\n")
 
 
 def test_a_record_of_other_versions_is_not_gone_on_with(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from tickwheel.core.ids import mint
-from tickwheel.core.neighbours import COMPANY_MS, Neighbours
+from tickwheel.core.neighbours import COMPANY_MS, SUSPECTED_MS, Neighbours
 from tickwheel.core.ports_cluster import Member, Owned
 
 A, B, C = (
@@ -35,3 +35,14 @@ def test_company_is_remembered_for_ten_minutes() -> None:
     neighbours.look([A], {}, 2_000)
     assert neighbours.had_company(1_000 + COMPANY_MS - 1)
     assert not neighbours.had_company(1_000 + COMPANY_MS)
+
+
+def test_a_suspicion_counts_of_who_is_known_and_not_right_after_a_look_or_another() -> None:
+    neighbours = Neighbours()
+    neighbours.look([A, B], {}, 1_000)
+    later = 1_000 + SUSPECTED_MS
+    assert not neighbours.suspect(["b"], later - 1)
+    assert not neighbours.suspect(["c"], later)
+    assert neighbours.suspect(["c", "b"], later)
+    assert not neighbours.suspect(["b"], later + SUSPECTED_MS - 1)
+    assert neighbours.suspect(["b"], later + SUSPECTED_MS)

@@ -255,6 +255,51 @@ async def test_a_scheduler_given_by_another_address_than_it_tells_is_not_called_
     assert len(second.asked("register")) == 1
 
 
+async def test_a_worker_goes_on_although_a_stranger_answers_where_a_scheduler_was(
+    fakes: list[FakeScheduler],
+) -> None:
+    first, second, _ = fakes
+    introduce(first, second)
+    worker = Worker([first.url, second.url])
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        for fake in (first, second):
+            await fake.until(partial(fake.asked, "poll"))
+        for verb in ("report", "poll", "register"):
+            second.refuse(verb, 403, "forbidden", times=10_000)
+        second.forget_workers()
+        first.schedulers = first.schedulers[:1]
+        await first.reported("succeeded", first.offer("run"))
+        await first.until(first.gone)
+        count = len(second.asked("register"))
+        await second.until(lambda: len(second.asked("register")) > count + 1)
+        await first.reported("succeeded", first.offer("run"))
+
+
+async def test_one_scheduler_under_two_given_names_is_not_called_gone(
+    fakes: list[FakeScheduler],
+) -> None:
+    fake = fakes[0]
+    worker = Worker([fake.url, fake.url.replace("127.0.0.1", "localhost")])
+
+    @worker.task
+    async def run() -> None: ...
+
+    async with worker:
+        await fake.until(lambda: len({asked.worker_id for asked in fake.asked("poll")}) == 2)
+        await fake.reported("succeeded", fake.offer("run"))
+        fake.refuse("report", 503, "unavailable", times=10_000)
+        count = len(fake.asked("report"))
+        await fake.until(lambda: len(fake.asked("report")) > count + 8)
+        fake.relent()
+        await fake.reported("succeeded", fake.offer("run"))
+    assert fake.gone() == []
+    assert len(fake.asked("register")) == 2
+
+
 async def test_of_a_scheduler_that_gives_no_answer_the_others_are_told(
     fakes: list[FakeScheduler],
 ) -> None:
