@@ -33,7 +33,7 @@ BENCH = $(BIN)/python -m tickwheel.bench
 SAVED = $(if $(SAVE),--benchmark-storage=file://bench/results/micro --benchmark-save='$(SAVE)')
 PICKED = $(if $(ONLY),--only '$(ONLY)')
 
-bench: $(VENV)/.dev ## measure this machine in 40 minutes, and write the report
+bench: $(VENV)/.dev ## measure this machine in 40 minutes, and write docs/benchmarks.md anew
 	$(BENCH) ladder $(PICKED)
 
 bench-quick: $(VENV)/.dev ## the same shapes, small, in 3 minutes

@@ -77,7 +77,8 @@ def _ladder(results: Results, plots: Path, link: str) -> str:
         f"By `{command}`, begun {results.at}, commit `{results.commit}`.\n",
         _QUICK if results.kind == "quick" else "",
         f"## Headline\n\n{targets.headline(results)}",
-        f"## Targets\n\n{targets.table(results)}",
+        # Small phases don't try what the targets are about.
+        f"## Targets\n\n{targets.table(results)}" if results.kind != "quick" else "",
         _failures(results),
         _not_run(results),
         f"## Method\n\n{_METHOD}",

@@ -154,9 +154,7 @@ done: such a run can't pass the checks of a rate that is held, and is not meant 
 def table(results: Results) -> str:
     """Render the targets: floor, goal, measured, share of the goal, and what limits it."""
     head = ("target", "measured in", "floor", "goal", "measured", "share of the goal", "limited by")
-    # Small phases are run anywhere; what limits has been found where the others are published.
-    limits = {} if results.kind == "quick" else LIMITS
-    rows = [_row(each, each.find(results), limits.get(each.name, "")) for each in TARGETS]
+    rows = [_row(each, each.find(results), LIMITS.get(each.name, "")) for each in TARGETS]
     return f"{_READING}\n{markdown(head, rows, text_columns=2)}"
 
 

@@ -161,10 +161,13 @@ def test_the_page_names_every_check_that_failed(tmp_path: Path) -> None:
     assert "Every check" not in text
 
 
-def test_a_quick_page_says_that_its_figures_are_not_to_be_quoted(tmp_path: Path) -> None:
+def test_a_quick_page_is_not_to_be_quoted_and_judges_by_no_target(tmp_path: Path) -> None:
     found = results(A_20k=[measured(done_per_second=1)])
+    assert "## Targets" in page.render(found, tmp_path, "plots")
     found.kind = "quick"
-    assert "not to be quoted" in page.render(found, tmp_path, "plots")
+    text = page.render(found, tmp_path, "plots")
+    assert "not to be quoted" in text
+    assert "## Targets" not in text
 
 
 def test_rates_are_set_beside_the_ceilings(tmp_path: Path) -> None:
