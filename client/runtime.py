@@ -136,10 +136,9 @@ class Runtime:
             return
         for session in list(self._sessions):
             given = session.url in self._worker.urls
-            kept = {session.url, session.scheduler_id} & self._told or (
-                given and not session.worker_ids
-            )
-            if session.failing and not kept and not session.gone:
+            told = not self._told.isdisjoint((session.url, session.scheduler_id))
+            awaited = given and not session.worker_ids  # nobody has answered there yet
+            if session.failing and not session.gone and not told and not awaited:
                 LOG.info("the scheduler at %s is gone", session.url)
                 session.gone = True
                 closing = self._loop.create_task(self._retire(session))

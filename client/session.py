@@ -325,17 +325,15 @@ class Session:
             if attempt is not None:
                 self.halt(attempt, "cancelled")
 
-    # The keeper's thread.
-
     def _events(self) -> Events:
-        loop = self._loop
+        here = partial(in_loop, self._loop)
         return Events(
-            registered=in_loop(loop, self._on_registered),
-            failed=in_loop(loop, self._refused),
-            silent=in_loop(loop, self._silent),
-            halt=in_loop(loop, self.halt),
-            moved=in_loop(loop, self._moved),
-            answered=in_loop(loop, self._directed),
+            registered=here(self._on_registered),
+            failed=here(self._refused),
+            silent=here(self._silent),
+            halt=here(self.halt),
+            moved=here(self._moved),
+            answered=here(self._directed),
         )
 
     def _silent(self) -> None:

@@ -35,17 +35,33 @@ async def polled(fake: FakeScheduler, slots: dict[str, int]) -> None:
     await fake.until(lambda: any(asked.body["slots"] == slots for asked in fake.asked("poll")))
 
 
-@asynccontextmanager
-async def held(*fakes: FakeScheduler) -> AsyncIterator[asyncio.Event]:
-    """A worker that knows the first and has polled all; its task `wait` goes on once that is set."""
-    introduce(*fakes)
-    worker = Worker(fakes[0].url)
+def turn_away(fake: FakeScheduler, status: int = 503, code: str = "unavailable") -> None:
+    """Have a scheduler know no worker, and refuse all."""
+    for verb in ("report", "poll", "register"):
+        fake.refuse(verb, status, code, times=10_000)
+    fake.forget_workers()
+
+
+def holding(*urls: str, slots: int = 4) -> tuple[Worker, asyncio.Event]:
+    """Return a worker, and what its task `wait` waits for; `run` ends at once."""
+    worker = Worker(urls, queues={"default": slots})
     over = asyncio.Event()
 
     @worker.task
     async def wait() -> None:
         await over.wait()
 
+    @worker.task
+    async def run() -> None: ...
+
+    return worker, over
+
+
+@asynccontextmanager
+async def held(*fakes: FakeScheduler) -> AsyncIterator[asyncio.Event]:
+    """A worker that knows the first and has polled all; its task `wait` goes on once that is set."""
+    introduce(*fakes)
+    worker, over = holding(fakes[0].url, slots=12)
     async with worker:
         for fake in fakes:
             await fake.until(partial(fake.asked, "poll"))
@@ -154,15 +170,7 @@ async def test_a_session_with_a_scheduler_that_is_gone_ends_and_the_others_are_t
     """Whether the others tell that it is gone before it stops to answer, or after."""
     first, second, _ = fakes
     introduce(first, second)
-    worker = Worker(first.url, queues={"default": 4})
-    over = asyncio.Event()
-
-    @worker.task
-    async def wait() -> None:
-        await over.wait()
-
-    @worker.task
-    async def run() -> None: ...
+    worker, over = holding(first.url)
 
     async with worker:
         await second.until(partial(second.asked, "poll"))
@@ -172,9 +180,7 @@ async def test_a_session_with_a_scheduler_that_is_gone_ends_and_the_others_are_t
         if told_before:
             first.schedulers = first.schedulers[:1]
             await first.reported("succeeded", first.offer("run"))
-        for verb in ("report", "poll", "register"):
-            second.refuse(verb, 503, "unavailable", times=10_000)
-        second.forget_workers()
+        turn_away(second)
         before = len(second.asked("report")) + len(second.asked("register"))
         await second.until(
             lambda: len(second.asked("report")) + len(second.asked("register")) > before
@@ -197,15 +203,7 @@ async def test_a_given_scheduler_that_is_gone_is_told_of_and_asked_again_when_it
     """What runs goes on with another, and the worker finds the next one at the same address."""
     first, second, _ = fakes
     introduce(first, second)
-    worker = Worker([first.url, second.url], queues={"default": 4})
-    over = asyncio.Event()
-
-    @worker.task
-    async def wait() -> None:
-        await over.wait()
-
-    @worker.task
-    async def run() -> None: ...
+    worker, over = holding(first.url, second.url)
 
     async with worker:
         for fake in (first, second):
@@ -213,9 +211,7 @@ async def test_a_given_scheduler_that_is_gone_is_told_of_and_asked_again_when_it
         job_id = second.offer("wait")
         await second.until(lambda: job_id in second.items("running"))
         [gone_id] = {asked.worker_id for asked in second.asked("poll")}
-        for verb in ("report", "poll", "register"):
-            second.refuse(verb, 503, "unavailable", times=10_000)
-        second.forget_workers()
+        turn_away(second)
         first.schedulers = first.schedulers[:1]
         await first.reported("succeeded", first.offer("run"))
         await first.until(lambda: first.gone() == [gone_id])
@@ -227,6 +223,77 @@ async def test_a_given_scheduler_that_is_gone_is_told_of_and_asked_again_when_it
         introduce(first, second)
         await second.reported("succeeded", second.offer("run"))
     assert first.gone() == [gone_id]
+    assert first.silent() == []  # it did answer, if only with a refusal
+
+
+@pytest.mark.parametrize("owner", ["boot-1", None])
+async def test_an_attempt_goes_to_no_session_that_is_ending(
+    fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch, owner: str | None
+) -> None:
+    """Its scheduler only stood still, and has a new session by now."""
+    first, second, _ = fakes
+    introduce(first, second)
+    worker, over = holding(first.url, second.url)
+    retiring, retired = asyncio.Event(), asyncio.Event()
+
+    async def retire(_: session.Session) -> list[str]:
+        retiring.set()
+        await retired.wait()
+        return []
+
+    monkeypatch.setattr(session.Session, "retire", retire)
+    async with worker:
+        for fake in (first, second):
+            await fake.until(partial(fake.asked, "poll"))
+        [old_id] = {asked.worker_id for asked in second.asked("poll")}
+        for verb in ("report", "poll"):
+            second.refuse(verb, 503, "unavailable", times=10_000)
+        first.schedulers = first.schedulers[:1]
+        await first.reported("succeeded", first.offer("run"))
+        await retiring.wait()
+        second.relent()
+        await second.until(lambda: len({asked.worker_id for asked in second.asked("poll")}) == 2)
+        job_id = first.offer("wait", lease_seconds=1.0)
+        await first.until(lambda: job_id in first.items("running"))
+        first.moved[job_id] = owner
+        await second.reported("running", job_id)
+        assert {
+            asked.worker_id
+            for asked in second.asked("report")
+            if any(item["job_id"] == job_id for item in asked.body.get("running", ()))
+        }.isdisjoint({old_id})
+        over.set()
+        await second.reported("succeeded", job_id)
+        retired.set()
+
+
+async def test_an_address_where_nobody_answers_any_more_takes_no_slots_from_the_others(
+    fakes: list[FakeScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even as long as it takes to find out, which may be until a connection times out."""
+    first, second, _ = fakes
+    introduce(first, second)
+    worker, _ = holding(first.url, second.url)
+    async with worker:
+        for fake in (first, second):
+            await fake.until(partial(fake.asked, "poll"))
+        monkeypatch.setattr(session.Session, "start", lambda _: None)
+        turn_away(second)
+        first.schedulers = first.schedulers[:1]
+        await first.reported("succeeded", first.offer("run"))
+        await first.until(first.gone)
+        await first.reported("succeeded", first.offer("run"))
+        await polled(first, {"default": 4})
+
+
+async def test_of_a_scheduler_that_never_answered_nobody_is_told(
+    fakes: list[FakeScheduler],
+) -> None:
+    fake = fakes[0]
+    worker, _ = holding(fake.url, "http://127.0.0.1:9")
+    async with worker:
+        await fake.until(lambda: len(fake.asked("report")) > 5)
+    assert fake.silent() == []
 
 
 async def test_a_scheduler_given_by_another_address_than_it_tells_is_not_called_gone(
@@ -268,9 +335,7 @@ async def test_a_worker_goes_on_although_a_stranger_answers_where_a_scheduler_wa
     async with worker:
         for fake in (first, second):
             await fake.until(partial(fake.asked, "poll"))
-        for verb in ("report", "poll", "register"):
-            second.refuse(verb, 403, "forbidden", times=10_000)
-        second.forget_workers()
+        turn_away(second, 403, "forbidden")
         first.schedulers = first.schedulers[:1]
         await first.reported("succeeded", first.offer("run"))
         await first.until(first.gone)
@@ -464,9 +529,7 @@ async def test_a_scheduler_that_tells_of_no_other_is_alone(fakes: list[FakeSched
     async with worker:
         await second.until(partial(second.asked, "poll"))
         [gone_id] = {asked.worker_id for asked in second.asked("poll")}
-        for verb in ("report", "poll", "register"):
-            second.refuse(verb, 503, "unavailable", times=10_000)
-        second.forget_workers()
+        turn_away(second)
         first.schedulers = []
         await first.reported("succeeded", first.offer("run"))
         await first.until(lambda: first.gone() == [gone_id])

@@ -378,6 +378,20 @@ def renewed(line: FakeLine) -> list[str]:
     ]
 
 
+def test_a_keeper_that_gets_no_answer_itself_is_not_hurried_to_tell_of_another() -> None:
+    """Two that don't answer would have each other asked without a pause."""
+    line = FakeLine(last=2)
+    keep(line, {}, now())
+    assert line.keeper is not None
+    line.keeper._wake.clear()
+    line.keeper._failures = 1
+    line.keeper.tell_silent("b")
+    assert not line.keeper._wake.is_set()
+    line.keeper._failures = 0
+    line.keeper.tell_silent("b")
+    assert line.keeper._wake.is_set()
+
+
 def test_leases_are_renewed_in_parts_and_count_from_the_sending() -> None:
     running = {f"job-{n}": attempt(n) for n in range(1_500)}
     for one in running.values():
