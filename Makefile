@@ -11,7 +11,7 @@ CORES := 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-slow smoke check bench bench-quick bench-full \
-	bench-peers micro simulate chaos shifts overload standby mutate locust format tools clean
+	bench-peers micro simulate chaos shifts overload standby contract mutate locust format tools clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +51,9 @@ micro: $(VENV)/.dev ## micro-benchmarks of the parts, beside their baselines
 simulate: $(VENV)/.dev ## SEEDS=50000 worlds of simulation, from SEED_START on
 	SEEDS=$(or $(SEEDS),2000) SEED_START=$(or $(SEED_START),0) $(BIN)/pytest -q -n $(CORES) tests/simulation -k breaks
 
+# KEEP=folder adds the figures of several runs up.
 chaos: $(VENV)/.dev ## MINUTES=60 of real processes that are killed, stopped and cut off
-	MINUTES=$(or $(MINUTES),3) SEED=$(or $(SEED),1) $(BIN)/pytest -q -s --timeout 0 tests/chaos/test_chaos.py
+	MINUTES=$(or $(MINUTES),3) SEED=$(or $(SEED),1) RATE=$(or $(RATE),60) CHAOS_KEEP='$(KEEP)' $(BIN)/pytest -q -s --timeout 0 tests/chaos/test_chaos.py
 
 shifts: $(VENV)/.dev ## REPEATS=50 times each: schedulers killed, stopped, restarted one by one at RATE=5000 jobs/s
 	REPEATS=$(or $(REPEATS),5) RATE=$(or $(RATE),1000) $(BIN)/pytest -q -s --timeout 0 tests/chaos/test_shifts.py
@@ -62,6 +63,9 @@ overload: $(VENV)/.dev ## SECONDS=60 of ten times too much, and JOBS=1000000 tha
 
 standby: $(VENV)/.dev ## a standby that lags and dies, and ROUNDS=20 of one promoted without the last commits
 	ROUNDS=$(or $(ROUNDS),3) $(BIN)/pytest -q -s --timeout 0 tests/chaos/test_standby.py
+
+contract: $(VENV)/.dev ## SECONDS=600 of calls that /openapi.json allows or forbids, against a real server
+	SECONDS=$(or $(SECONDS),120) SEED=$(or $(SEED),1) $(BIN)/pytest -q -s --timeout 0 tests/integration/test_http_contract.py
 
 mutate: $(VENV)/.dev ## take each guard away and see which test tells
 	PYTHONPATH=tests $(BIN)/python -m mutation $(ONLY)

@@ -11,6 +11,8 @@ def main() -> None:
     """Run the command line and exit with its status."""
     try:
         from .cli_root import build
+
+        root = build()
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
@@ -18,7 +20,7 @@ def main() -> None:
             f"tickwheel: {error.name} is not installed, which the command line needs: "
             "pip install 'tickwheel[client]', or 'tickwheel[server,embedded]' for a scheduler too"
         )
-    build()()
+    root()
 
 
 if __name__ == "__main__":

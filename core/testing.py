@@ -21,9 +21,11 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 START_MS = 1_767_225_600_000
 """The default start of virtual wall time: 2026-01-01T00:00:00Z."""
@@ -43,6 +45,8 @@ class _VirtualSelector(selectors.DefaultSelector):
         self.now_seconds = 0.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is not None and timeout <= 0:
+            return []  # what threads call in the loop is there without being selected
         events = super().select(0)
         if events:
             return events
@@ -51,21 +55,35 @@ class _VirtualSelector(selectors.DefaultSelector):
             events = super().select(_THREADS_TIMEOUT_SECONDS)
             if not events:
                 raise Deadlock("nothing left to wait for")
-        elif timeout > 0:
-            self.now_seconds += timeout
+        else:
+            self.now_seconds = round(self.now_seconds + timeout, 6)
         return events
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time is virtual, starting at 0 s."""
+    """An event loop whose time is virtual, starting at 0 s.
+
+    It goes by whole microseconds, timers too, so that sums don't drift, and so that where time
+    stops for a timer, that timer is due.
+    """
 
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()
         super().__init__(self._virtual)
 
     def time(self) -> float:
-        """Return virtual seconds, on whole microseconds so that sums don't drift."""
-        return round(self._virtual.now_seconds, 6)
+        """Return virtual seconds."""
+        return self._virtual.now_seconds
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call back at the whole microsecond next to `when`."""
+        return super().call_at(round(when, 6), callback, *args, context=context)
 
 
 class VirtualClock:

@@ -32,10 +32,11 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "wait_seconds": {"type": "number", "minimum": 0, "maximum": WAIT_SECONDS_MAX, "default": 0},
 }
 _ERRORS = {
-    "400": "Not JSON, or a query parameter that isn't understood",
+    "400": "Not HTTP, not JSON, or a query parameter that isn't understood",
     "401": "No valid key",
     "403": "The key lacks the scope",
     "404": "There is no such thing, or none that the key may see",
+    "408": "The body took too long",
     "409": "What is stored contradicts the request",
     "413": "Over a limit of size",
     "415": "Not application/json",
@@ -49,13 +50,14 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
     """Return the document as plain values."""
     types: list[type] = [Problem]
     for route in routes:
-        types += [kind for kind in (*route.body, *route.answer) if kind not in types]
+        named = (*route.body, *route.answer, *route.known)
+        types += [kind for kind in named if kind not in types]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         if route.method == "PATCH":
             for kind in route.body:
-                schemas[f"{kind.__name__}Patch"] = _all_optional(schemas[kind.__name__])
+                _add_patch(schemas, kind.__name__)
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
@@ -72,8 +74,21 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _all_optional(schema: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in schema.items() if name != "required"}
+def _add_patch(schemas: dict[str, Any], name: str) -> str:
+    """Add a type's merge patch: what isn't given stays, null takes a field away; return its name."""
+    fields: dict[str, Any] = {}
+    for field, kind in schemas[name]["properties"].items():
+        if "$ref" in kind:
+            inner = _add_patch(schemas, kind["$ref"].rpartition("/")[2])
+            kind = {"$ref": _REF.format(name=inner)}
+        fields[field] = {"anyOf": [kind, {"type": "null"}]}
+    patch = f"{name}Patch"
+    schemas[patch] = {
+        **{key: value for key, value in schemas[name].items() if key != "required"},
+        "title": patch,
+        "properties": fields,
+    }
+    return patch
 
 
 def _operation(route: Route) -> dict[str, Any]:
@@ -85,8 +100,9 @@ def _operation(route: Route) -> dict[str, Any]:
             *(_parameter(name, "query") for name in route.query),
         ],
         "responses": {
-            str(route.status): _answer(route),
-            **{status: _problem(text) for status, text in _ERRORS.items()},
+            str(route.status): _answer(route.summary, route.answer),
+            **({"200": _answer("There was one before", route.known)} if route.known else {}),
+            **{status: _problem(_ERRORS[status]) for status in _refusals(route)},
         },
     }
     if route.scope != "open":
@@ -106,10 +122,24 @@ def _parameter(name: str, place: str) -> dict[str, Any]:
     return {"name": name, "in": place, "required": place == "path", "schema": schema}
 
 
-def _answer(route: Route) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": route.summary}
-    if route.answer:
-        answer["content"] = {"application/json": {"schema": _schema(route.answer)}}
+def _refusals(route: Route) -> list[str]:
+    """Return the statuses of the problems that a route may answer with."""
+    refusals = {"400", "503"}
+    if route.scope != "open":
+        refusals |= {"401", "403"}
+    if "{" in route.path:
+        refusals |= {"404", "422"}
+    if route.body:
+        refusals |= {"408", "413", "415", "422"}
+    if route.scope in ("submit", "manage"):
+        refusals |= {"404", "409", "429"}
+    return sorted(refusals)
+
+
+def _answer(text: str, kinds: Sequence[type]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": text}
+    if kinds:
+        answer["content"] = {"application/json": {"schema": _schema(kinds)}}
     return answer
 
 

@@ -22,8 +22,8 @@ from .wire_workers import PollRequest, RegisterRequest, ReportRequest
 class Route:
     """One address. `scope` "open" needs no key; `audit` is the name under which it is recorded.
 
-    `body` and `answer` list the types that a request's and an answer's body may have; `query`
-    names the parameters.
+    `body` and `answer` list the types that a request's and an answer's body may have, `known` those
+    of an answer where there was something before (status 200); `query` names the parameters.
     """
 
     method: str
@@ -37,6 +37,7 @@ class Route:
     body_optional: bool = False
     query: tuple[str, ...] = ()
     audit: str | None = None
+    known: tuple[type, ...] = ()
 
 
 _PAGE = ("cursor", "limit")
@@ -45,7 +46,8 @@ _LETTERS = (*api_jobs.FILTERS[1:], *_PAGE)
 
 JOBS = (
     Route("POST", api_jobs.PATH, api_jobs.submit, "submit", "Submit one job or a batch",
-          (answers.Job, answers.Batch), 201, (JobRequest, BatchRequest)),
+          (answers.Job, answers.Batch), 201, (JobRequest, BatchRequest),
+          known=(answers.Job, answers.Accepted)),
     Route("GET", api_jobs.PATH, api_jobs.list_jobs, "read", "List jobs, newest first",
           (answers.JobPage,), query=_JOBS),
     Route("GET", "/v1/jobs/{id}", api_jobs.get, "read", "Read a job, or wait for its end",
@@ -63,8 +65,8 @@ SCHEDULES = (
     Route("GET", "/v1/schedules", api_schedules.list_schedules, "read", "List schedules by id",
           (answers.SchedulePage,), query=_PAGE),
     Route("PUT", "/v1/schedules/{id}", api_schedules.put, "manage",
-          "Create or replace a schedule", (answers.Schedule,), body=(ScheduleRequest,),
-          audit="schedule.put"),
+          "Create or replace a schedule", (answers.Schedule,), 201, (ScheduleRequest,),
+          audit="schedule.put", known=(answers.Schedule,)),
     Route("GET", "/v1/schedules/{id}", api_schedules.get, "read", "Read a schedule", (answers.Schedule,)),
     Route("PATCH", "/v1/schedules/{id}", api_schedules.patch, "manage",
           "Change fields of a schedule", (answers.Schedule,), body=(ScheduleRequest,),
@@ -85,7 +87,7 @@ QUEUES = (
     Route("GET", "/v1/queues", api_queues.list_queues, "read", "List queues", (answers.Queues,)),
     Route("GET", "/v1/queues/{name}", api_queues.get, "read", "Read a queue", (answers.Queue,)),
     Route("PUT", "/v1/queues/{name}", api_queues.put, "manage", "Set a queue's limits",
-          (answers.Queue,), body=(QueueRequest,), audit="queue.put"),
+          (answers.Queue,), 201, (QueueRequest,), audit="queue.put", known=(answers.Queue,)),
     Route("POST", "/v1/queues/{name}/pause", api_queues.pause, "manage", "Pause a queue",
           (answers.Queue,), body=(PauseRequest,), body_optional=True, audit="queue.pause"),
     Route("POST", "/v1/queues/{name}/resume", api_queues.resume, "manage", "Resume a queue",

@@ -37,6 +37,7 @@ HEADER_BYTES_MAX = 256
 RETRY_SECONDS_MAX = 30 * wire.DAY_SECONDS
 TIMEOUT_SECONDS_MAX = 7 * wire.DAY_SECONDS
 
+Args = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9, description="lower runs first")]
 MaxAttempts = Annotated[int, msgspec.Meta(ge=1, le=100)]
 LostLeasesMax = Annotated[int, msgspec.Meta(ge=0, le=100)]
@@ -85,7 +86,7 @@ class Template(Options, kw_only=True):
     """What an occurrence of a schedule submits."""
 
     task: wire.Name
-    args: msgspec.Raw = msgspec.field(default_factory=_no_args)
+    args: Args = msgspec.field(default_factory=_no_args)
     queue: wire.Name = "default"
     tags: Tags = ()
     headers: Headers = msgspec.field(default_factory=dict)

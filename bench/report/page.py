@@ -30,6 +30,12 @@ twice, and none early; a phase that fails a check is shown with it. CPU is user 
 of whole process trees, per job. The yardstick is the CPU time of one and the same piece of \
 Python right before and after the run: where other machines share the processor, what a job costs \
 wanders with it. Several runs print as median (min–max).
+
+In the tables *doubled* is one attempt that ran twice, *retried* a submission that had to be repeated; \
+*lag* is from when a job was due to its start in the worker, *scheduler lag* to when the scheduler \
+let it go; *row versions* and *hot updates* are what Postgres wrote of the jobs' rows, and which of \
+those touched no index; a *stall* is how long the scheduler's loop was held up; *slope* is growth a \
+second. What stands in brackets is the harness's own.
 """
 
 

@@ -48,11 +48,17 @@ class Verdict:
     executions: int = 0
     re_executions: int = 0
     """After a lease ran out: allowed."""
+    unknown_resolved: int = 0
+    """Acknowledged by the repeat of a call whose answer was lost: the job was there."""
+    stale_refused: int = 0
+    """Attempts that ran to their end and are not what the job ended by."""
     dead: int = 0
     cancelled: int = 0
     ticks_expected: int = 0
     ticks_matched: int = 0
     lateness_max: float = 0.0
+    rss_max_mib: float = 0.0
+    """The most memory that a scheduler had."""
     lost: int = 0
     early: int = 0
     one_token_twice: int = 0
@@ -75,6 +81,12 @@ class Verdict:
     """By fault: the worst lateness of what was due within the ten seconds after it."""
     examples: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, written: Mapping[str, Any]) -> Verdict:
+        """Return a verdict from what was written of it."""
+        known = {each.name: written[each.name] for each in fields(cls)}
+        return cls(**{**known, "faults": Counter(known["faults"])})
+
     @property
     def ok(self) -> bool:
         """Whether nothing forbidden was found."""
@@ -89,7 +101,7 @@ class Verdict:
         total = Verdict()
         for each in fields(self):
             ours, theirs = getattr(self, each.name), getattr(other, each.name)
-            if each.name == "lateness_max":
+            if each.type == "float":
                 value: Any = max(ours, theirs)
             elif each.name == "recovery":
                 names = ours.keys() | theirs.keys()
@@ -102,7 +114,7 @@ class Verdict:
     def text(self) -> str:
         """Return the figures as lines."""
         lines = [
-            f"{each.name:<22} {getattr(self, each.name):,}"
+            f"{each.name:<22} {round(getattr(self, each.name), 2):,}"
             for each in fields(self)
             if each.type in ("int", "float")
         ]
@@ -172,6 +184,7 @@ def _acknowledged(verdict: Verdict, producer: Sequence[Line], rows: Mapping[str,
     for line in producer:
         if line["event"] == "acked":
             verdict.acked += 1
+            verdict.unknown_resolved += line.get("again", False)
             if line["job"] not in rows:
                 _note(verdict, "lost", line)
     # Every job of a producer has its key for a tag, so a second one shows even if it is unheard of.
@@ -236,7 +249,9 @@ def _rows(
                 _note(verdict, "dead_without_letter", row)
         elif job in letters:
             _note(verdict, "letter_without_death", row)
-        if row["state"] == "succeeded" and row["token"] not in ends.get(job, ()):
+        ended = ends.get(job, set())
+        verdict.stale_refused += len(ended - {row["token"]})
+        if row["state"] == "succeeded" and row["token"] not in ended:
             _note(verdict, "stale_accepted", row)
         if row["failures"] > row["max_attempts"]:
             _note(verdict, "over_budget", row)

@@ -8,12 +8,16 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from chaos.clocks import library
 from chaos.house import House, Process, now
 from chaos.proxy import Proxy
 
 PAUSE_SECONDS = (0.3, 1.5)
+BRIEF_SECONDS = 0.7
+LONG_SECONDS = 5.0
+"""Longer than a job's lease (3 s) and a shard's (1.5 s)."""
 POSTGRES_EVERY_SECONDS = 20.0
 """A server that was killed takes some seconds to recover, and the rest shall have its turn."""
 
@@ -31,8 +35,10 @@ class Monkey:
             (6, "F1 kill scheduler", self._kill_scheduler),
             (6, "F2 kill worker", self._kill_worker),
             (2, "F3 kill postgres", self._kill_postgres),
-            (3, "F4 stop scheduler", self._stop_scheduler),
-            (3, "F4 stop worker", self._stop_worker),
+            (2, "F4 stop scheduler", partial(self._stop_scheduler, BRIEF_SECONDS)),
+            (2, "F4 stop scheduler beyond its leases", partial(self._stop_scheduler, LONG_SECONDS)),
+            (2, "F4 stop worker", partial(self._stop_worker, BRIEF_SECONDS)),
+            (2, "F4 stop worker beyond its leases", partial(self._stop_worker, LONG_SECONDS)),
             (3, "F5 end scheduler", self._end_scheduler),
             (2, "F5 end worker", self._end_worker),
             (2, "F6 blackhole", self._blackhole),
@@ -79,17 +85,16 @@ class Monkey:
         self._postgres_at = asyncio.get_running_loop().time() + POSTGRES_EVERY_SECONDS
         await self._house.kill_postgres()
 
-    async def _halt(self, process: Process) -> None:
-        """Stop a process for less or for more than the leases last."""
+    async def _halt(self, process: Process, seconds: float) -> None:
         process.tell(signal.SIGSTOP)
-        await asyncio.sleep(self._rng.choice((0.5, 2.0, 5.0)))
+        await asyncio.sleep(seconds)
         process.tell(signal.SIGCONT)
 
-    async def _stop_scheduler(self) -> None:
-        await self._halt(self._rng.choice(self._house.nodes).process)
+    async def _stop_scheduler(self, seconds: float) -> None:
+        await self._halt(self._rng.choice(self._house.nodes).process, seconds)
 
-    async def _stop_worker(self) -> None:
-        await self._halt(self._rng.choice(self._house.workers))
+    async def _stop_worker(self, seconds: float) -> None:
+        await self._halt(self._rng.choice(self._house.workers), seconds)
 
     async def _end(self, process: Process) -> None:
         await process.end(signal.SIGTERM)

@@ -20,6 +20,10 @@ LIMIT = 20
 SCHEDULES = 3
 TICK_SECONDS = 1.0
 CAUGHT_UP_LOOKS = 100
+POISONED_PER_SECOND = 0.12
+SIDE_SHARE = 1 / 3
+SIDE_PER_SECOND = 20.0
+"""As much as its limit lets through."""
 _TIMEOUT_SECONDS = 4.0
 _PAUSE_SECONDS = 0.05
 
@@ -97,7 +101,8 @@ class Producer:
     async def _one(self, number: int) -> None:
         rng = self._rng
         dice = rng.random()
-        options: dict[str, Any] = {"queue": rng.choice(("default", "default", "side"))}
+        aside = rng.random() < min(SIDE_SHARE, SIDE_PER_SECOND / self._rate)
+        options: dict[str, Any] = {"queue": "side" if aside else "default"}
         cancels = False
         args: dict[str, float]
         if dice < 0.02:
@@ -106,7 +111,7 @@ class Producer:
         elif dice < 0.10:
             task, args = "flaky", {"times": 1}
             options |= {"retry_policy": {"initial_seconds": 0.2}}
-        elif dice < 0.102 and self._poison:
+        elif dice < 0.10 + min(0.002, POISONED_PER_SECOND / self._rate) and self._poison:
             task, args = "poison", {}
             options |= {"on_lost_lease": "dead"}
         else:
@@ -122,7 +127,8 @@ class Producer:
             lambda client: client.submit(task, args, delay=delay, idempotency_key=key, **options)
         )
         due = asked + (delay or 0.0)
-        self._note("acked", job=job["id"], key=key, due=due, task=task, at=now())
+        again = job.get("deduplicated", False)
+        self._note("acked", job=job["id"], key=key, due=due, task=task, again=again, at=now())
         if cancels:
             await asyncio.sleep(rng.uniform(0, 2))
             try:

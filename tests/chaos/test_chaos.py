@@ -1,7 +1,8 @@
 """Chaos: real processes, real faults, and a checker that believes nobody.
 
-`MINUTES` and `SEED` make it longer and another; `CHAOS_KEEP` is a folder that keeps what everybody
-wrote, and to whose `verdicts.jsonl` the verdict is added.
+`MINUTES`, `SEED` and `RATE` make it longer, another, and busier. `CHAOS_KEEP` is a folder to whose
+`verdicts.jsonl` the verdict is added, and all that are there are summed up; of a run that found
+something it keeps what everybody wrote.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import os
 import random
 import shutil
 import tempfile
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import asyncpg
+import psutil
 from chaos.checker import Verdict, check, over_limit, read
 from chaos.house import SCHEMA, House, house
 from chaos.monkey import Monkey
@@ -55,6 +57,17 @@ async def _watch_limit(dsn: str, peaks: list[int]) -> None:
             await asyncio.sleep(LOOK_SECONDS)
 
 
+async def _watch_memory(running: House, peaks: list[float]) -> None:
+    """Note again and again how much memory the schedulers have."""
+    while True:
+        for node in running.nodes:
+            popen = node.process.popen
+            with contextlib.suppress(psutil.Error):
+                if popen is not None:
+                    peaks.append(psutil.Process(popen.pid).memory_info().rss / 2**20)
+        await asyncio.sleep(LOOK_SECONDS * 20)
+
+
 async def rest(running: House) -> None:
     """Wait until every job has ended; those that don't are for the checker to tell of."""
     with contextlib.suppress(TimeoutError):
@@ -63,7 +76,7 @@ async def rest(running: House) -> None:
                 await asyncio.sleep(0.2)
 
 
-async def verdict_of(running: House, peaks: list[int]) -> Verdict:
+async def verdict_of(running: House) -> Verdict:
     """Judge what everybody has written down."""
     connection = await asyncpg.connect(running.dsn)
     try:
@@ -81,7 +94,7 @@ async def verdict_of(running: House, peaks: list[int]) -> Verdict:
     finally:
         await connection.close()
     workers = [line for path in running.ledger_files for line in read(path)]
-    verdict = check(
+    return check(
         read(running.folder / "producer.jsonl"),
         workers,
         read(running.folder / "faults.jsonl"),
@@ -90,18 +103,23 @@ async def verdict_of(running: House, peaks: list[int]) -> Verdict:
         ticks,
         tick_seconds=TICK_SECONDS,
     )
-    verdict.over_limit, verdict.looks = over_limit(peaks, LIMIT), len(peaks)
-    return verdict
 
 
-def _keep(verdict: Verdict, folder: Path) -> None:
+def _keep(verdict: Verdict, folder: Path) -> str:
+    """Keep what was written, and return the sum of all verdicts that are kept there."""
     kept = os.environ.get("CHAOS_KEEP")
-    if kept:
-        line: dict[str, Any] = {"seed": SEED, "minutes": MINUTES, **vars(verdict)}
-        with (Path(kept) / "verdicts.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        for path in (*folder.glob("*.jsonl"), *folder.glob("*.log")):
-            shutil.copy(path, Path(kept) / f"{SEED}-{path.name}")
+    if not kept:
+        return ""
+    Path(kept).mkdir(parents=True, exist_ok=True)
+    book = Path(kept) / "verdicts.jsonl"
+    with book.open("a") as file:
+        file.write(json.dumps({"seed": SEED, "minutes": MINUTES, **vars(verdict)}) + "\n")
+    for path in () if verdict.ok else (*folder.glob("*.jsonl"), *folder.glob("*.log")):
+        shutil.copy(path, Path(kept) / f"{SEED}-{path.name}")
+    runs = [json.loads(line) for line in book.read_text().splitlines()]
+    total = reduce(Verdict.plus, map(Verdict.of, runs))
+    minutes = sum(run["minutes"] for run in runs)
+    return f"\nall {len(runs)} runs, {minutes:g} minutes:\n{total.text()}"
 
 
 async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
@@ -111,16 +129,21 @@ async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
             await producer.prepare()
             monkey = Monkey(running, random.Random(SEED + 1))
             peaks: list[int] = []
-            watching = asyncio.create_task(_watch_limit(running.dsn, peaks))
+            memory: list[float] = []
+            watching = asyncio.gather(
+                _watch_limit(running.dsn, peaks), _watch_memory(running, memory)
+            )
             await asyncio.gather(producer.run(MINUTES * 60), monkey.run(MINUTES * 60))
             await running.ready()
             await producer.end()
             await rest(running)
             assert watching.cancel(), watching.exception()
-            verdict = await verdict_of(running, peaks)
+            verdict = await verdict_of(running)
+            verdict.over_limit, verdict.looks = over_limit(peaks, LIMIT), len(peaks)
+            verdict.rss_max_mib = max(memory)
             await producer.close()
-        _keep(verdict, Path(name))
-    print(verdict.text(), dict(producer.counts))
+        in_all = _keep(verdict, Path(name))
+    print(verdict.text(), dict(producer.counts), in_all)
     for fault in monkey.left_out:
         print(f"not possible here: {fault}")
     assert verdict.ok, verdict.text()

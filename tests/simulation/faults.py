@@ -11,6 +11,8 @@ import random
 from dataclasses import dataclass, fields
 
 HOUR_MS = 3_600_000
+_BIG_SHARE = 0.03
+"""Of worlds with many workers and schedulers, and of long ones: they cost as much as ten others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ def draw_faults(rng: random.Random) -> Faults:
     if rng.random() < 0.05:
         return Faults(seconds=20.0)
     return Faults(
-        seconds=float(rng.randint(15, 30)),
+        seconds=float(rng.randint(30, 110) if rng.random() < _BIG_SHARE else rng.randint(15, 30)),
         shuffle=rng.random() < 0.5,
         store_delay_ms=rng.choice((0, 2, 20)),
         store_slow_share=share(0.1),
@@ -133,10 +135,10 @@ def draw_faults(rng: random.Random) -> Faults:
 
 def draw_shape(rng: random.Random) -> Shape:
     """Return the size of a world."""
-    small = rng.random() < 0.4
+    small, big = rng.random() < 0.4, rng.random() < _BIG_SHARE
     return Shape(
-        schedulers=rng.choice((1, 1, 2, 3)),
-        workers=rng.randint(1, 4),
+        schedulers=rng.randint(1, 4) if big else rng.choice((1, 1, 2, 3)),
+        workers=rng.randint(1, 20) if big else rng.randint(1, 4),
         clients=rng.randint(1, 3),
         shards=rng.choice((1, 3, 8)),
         max_running=(None, rng.choice((None, 1, 2))),

@@ -11,8 +11,9 @@ and nothing more comes from it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
 
@@ -21,7 +22,7 @@ from simulation.rows import Rows
 from simulation.trace import Trace
 from simulation.weather import Weather
 
-from tickwheel.core.errors import OutcomeUnknown, Unavailable
+from tickwheel.core.errors import OutcomeUnknown, TickwheelError, Unavailable
 from tickwheel.core.ports import Store
 from tickwheel.storage import MemoryStore
 
@@ -51,6 +52,26 @@ _READS: Final = frozenset(
 
 
 _REPEATABLE: Final = ("append", "claim", "end_waiting", "settle", "tick")
+
+
+@dataclass(frozen=True, slots=True)
+class _Trip:
+    """One call on its way: what is asked of the store, and where its answer is awaited."""
+
+    name: str
+    method: Callable[..., Coroutine[Any, Any, Any]]
+    arguments: list[Any]
+    answer: asyncio.Future[Any]
+
+    def fail(self, error: Exception) -> None:
+        """Raise where the answer is awaited, if it still is."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def end(self, answer: Any) -> None:
+        """Answer, if that is still awaited."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
 
 
 class Link:
@@ -85,50 +106,65 @@ class Link:
             if self._cut:
                 raise asyncio.CancelledError
             sent = [copy(argument) for argument in arguments]
+            trip = _Trip(name, partial(method, **options), sent, self._loop.create_future())
             # In no group: what is under way goes on when the process dies.
-            trip = self._loop.spawn("", self._round_trip(name, partial(method, **options), sent))
-            trip.add_done_callback(lambda done: done.exception())
-            return await asyncio.shield(trip)
+            self._loop.later(self._weather.store_seconds(), self._arrive, trip)
+            return await trip.answer
 
         return call
 
-    async def _round_trip(
-        self, name: str, method: Callable[..., Awaitable[Any]], arguments: list[Any]
-    ) -> Any:
-        weather, faults = self._weather, self._weather.faults
-        await asyncio.sleep(weather.store_seconds())
-        if self._cut and weather.strikes(0.5):
+    def _arrive(self, trip: _Trip) -> None:
+        if self._cut and self._weather.strikes(0.5):
             # It was on its way when its sender died, and may arrive long after.
-            await asyncio.sleep(weather.late_seconds())
+            self._loop.later(self._weather.late_seconds(), self._serve, trip)
         elif self._cut or self.down:
-            raise Unavailable("the store can't be reached")
+            trip.fail(Unavailable("the store can't be reached"))
+        else:
+            self._serve(trip)
+
+    def _serve(self, trip: _Trip) -> None:
+        weather, faults = self._weather, self._weather.faults
         if weather.strikes(faults.store_fails_share):
-            self._trace.note(f"store-fails {name}")
-            raise Unavailable("the store failed")
-        unknown = name not in _READS and weather.strikes(faults.store_unknown_share)
+            self._trace.note(f"store-fails {trip.name}")
+            trip.fail(Unavailable("the store failed"))
+            return
+        unknown = trip.name not in _READS and weather.strikes(faults.store_unknown_share)
         if unknown and weather.strikes(0.3):
-            self._trace.note(f"store-unknown {name} lost")
-            raise OutcomeUnknown("the connection broke")
-        answer = await self._commit(name, method, arguments)
-        if name in _REPEATABLE and weather.strikes(faults.store_repeat_share):
-            self._loop.spawn("", self._repeat(name, method, arguments))
-        await asyncio.sleep(weather.store_seconds())
+            self._trace.note(f"store-unknown {trip.name} lost")
+            trip.fail(OutcomeUnknown("the connection broke"))
+            return
+        try:
+            answer = self._commit(trip)
+        except TickwheelError as error:
+            trip.fail(error)
+            return
+        if trip.name in _REPEATABLE and weather.strikes(faults.store_repeat_share):
+            self._loop.later(weather.late_seconds(), self._repeat, trip)
+        self._loop.later(weather.store_seconds(), self._reply, trip, answer, unknown)
+
+    def _reply(self, trip: _Trip, answer: Any, unknown: bool) -> None:
         if unknown:
-            self._trace.note(f"store-unknown {name} committed")
-            raise OutcomeUnknown("the connection broke")
+            self._trace.note(f"store-unknown {trip.name} committed")
+            trip.fail(OutcomeUnknown("the connection broke"))
+        else:
+            trip.end(answer)
+
+    def _commit(self, trip: _Trip) -> Any:
+        answer = _at_once(trip.method(*trip.arguments))
+        if trip.name not in _READS:
+            self._rows.committed(trip.name, trip.arguments)
         return answer
 
-    async def _commit(
-        self, name: str, method: Callable[..., Awaitable[Any]], arguments: list[Any]
-    ) -> Any:
-        answer = await method(*arguments)
-        if name not in _READS:
-            self._rows.committed(name, arguments)
-        return answer
+    def _repeat(self, trip: _Trip) -> None:
+        self._trace.note(f"store-repeat {trip.name}")
+        self._commit(trip)
 
-    async def _repeat(
-        self, name: str, method: Callable[..., Awaitable[Any]], arguments: list[Any]
-    ) -> None:
-        await asyncio.sleep(self._weather.late_seconds())
-        self._trace.note(f"store-repeat {name}")
-        await self._commit(name, method, arguments)
+
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a coroutine that awaits nothing returns."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise AssertionError("a method of the memory store waits")

@@ -1,5 +1,8 @@
 """The loop of a simulation: virtual time, a seeded order of callbacks, and tasks in groups.
 
+Timers stand in a heap of tuples, since asyncio's own compares them in Python, and nothing is selected
+from: both were a fifth of a run.
+
 A group is what dies together: one boot of a scheduler, one worker. Tasks inherit it from whoever
 starts them, through a context variable, so that a `kill` finds every task of a process however
 deep in it was started, and nothing of that process needs to know.
@@ -11,12 +14,17 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, TypeVar, TypeVarTuple
 
-from tickwheel.core.testing import VirtualLoop
+from tickwheel.core.testing import Deadlock, VirtualLoop
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
+_FORGET_EVERY = 100
+"""So many tasks later, those of a group that have ended are forgotten."""
 _GROUP: ContextVar[str] = ContextVar("group", default="")
 
 
@@ -26,7 +34,10 @@ class SimLoop(VirtualLoop):
     def __init__(self, order: random.Random | None = None) -> None:
         super().__init__()
         self._order = order
-        self._groups: dict[str, dict[asyncio.Task[Any], None]] = {}
+        self._groups: dict[str, list[asyncio.Task[Any]]] = {}
+        self._outside = Context()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._numbers = count()
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]
 
     def spawn(self, group: str, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -37,25 +48,56 @@ class SimLoop(VirtualLoop):
 
     def kill(self, group: str) -> None:
         """Cancel every task of the group. They may still touch their memory, and nothing else."""
-        for task in list(self._groups.pop(group, {})):
+        for task in self._groups.pop(group, []):
             task.cancel()
 
     def stall(self, seconds: float) -> None:
         """Let time pass while nothing runs."""
-        self._virtual.now_seconds += seconds
+        self._virtual.now_seconds = round(self._virtual.now_seconds + seconds, 6)
+
+    def later(self, seconds: float, callback: Callable[..., object], *arguments: Any) -> None:
+        """Call back after a while, in no group."""
+        self.call_later(seconds, callback, *arguments, context=self._outside)
 
     def at_a_quiet_moment(self, delay_seconds: float, callback: Callable[[], object]) -> None:
         """Call back between two instants: whatever was ready has run, whatever comes has not."""
         self.call_at(round(self.time() + delay_seconds, 3) + 0.000_137, callback)
 
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call back at the whole microsecond next to `when`."""
+        handle = asyncio.TimerHandle(round(when, 6), callback, args, self, context)
+        heappush(self._timers, (handle.when(), next(self._numbers), handle))
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Leave it where it is: it is passed over when its time comes."""
+
     def _run_once(self) -> None:
-        ready = self._ready  # type: ignore[attr-defined]
+        """Run what is ready, or else what is next: here come no sockets and no threads."""
+        ready, timers, virtual = self._ready, self._timers, self._virtual  # type: ignore[attr-defined]
+        if not ready:
+            while timers and timers[0][2].cancelled():
+                heappop(timers)
+            if not timers:
+                raise Deadlock("nothing left to wait for")
+            virtual.now_seconds = max(virtual.now_seconds, timers[0][0])
+        while timers and timers[0][0] <= virtual.now_seconds:
+            ready.append(heappop(timers)[2])
         if self._order is not None and len(ready) > 1:
             handles = list(ready)
             self._order.shuffle(handles)
             ready.clear()
             ready.extend(handles)
-        super()._run_once()  # type: ignore[misc]
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
 
     def _make_task(
         self,
@@ -68,7 +110,8 @@ class SimLoop(VirtualLoop):
         group = _GROUP.get() if context is None else context.get(_GROUP, "")
         task = asyncio.Task(coroutine, loop=loop, context=context, **options)
         if group:
-            members = self._groups.setdefault(group, {})
-            members[task] = None
-            task.add_done_callback(lambda done: members.pop(done, None))
+            members = self._groups.setdefault(group, [])
+            members.append(task)
+            if len(members) % _FORGET_EVERY == 0:
+                members[:] = [each for each in members if not each.done()]
         return task

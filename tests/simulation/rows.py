@@ -28,6 +28,11 @@ _ENDED: Final = (State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED)
 
 
 _OTHERS: Final = (
+    "prepare",
+    "find_started",
+    "count_skipped",
+    "pause_schedule",
+    "pause_queue",
     "touch_lane",
     "put_queue",
     "join",

@@ -216,7 +216,7 @@ def test_lanes_that_are_never_trimmed_are_caught(monkeypatch: pytest.MonkeyPatch
         return
 
     monkeypatch.setattr(Loader, "_trim", nothing)
-    shape = replace(_BUSY, schedules=3, lane_resident_max=4, load_page=2)
+    shape = replace(_BUSY, workers=1, max_running=(1, 1), lane_resident_max=4, load_page=2)
     assert caught(shape=shape) == "I16"
 
 

@@ -11,7 +11,7 @@ import pytest
 from simulation.faults import Faults, Shape
 from simulation.world import Run, run_seed
 
-_SEEDS = int(os.environ.get("SEEDS", "500"))
+_SEEDS = int(os.environ.get("SEEDS", "2000"))
 _START = int(os.environ.get("SEED_START", "0"))
 _CHUNK = 25
 _LAG_MS_MAX = 60

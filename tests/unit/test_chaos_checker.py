@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,7 @@ def good() -> Run:
     run = Run()
     for job in ("a", "b", "c"):
         run.producer.append({"event": "acked", "job": job, "key": f"key of {job}", "due": 1.0})
+    run.producer[0]["again"] = True
     run.producer += [
         {"event": "cancelled", "job": "c", "state": "cancelled", "at": 2.0},
         {"event": "schedules", "at": 9.5, "ids": ["tick"]},
@@ -73,6 +75,7 @@ def good() -> Run:
         ran("b", "start", 2, 4.2),
         ran("b", "failed", 2, 4.3),
         ran("b", "start", 3, 4.4),
+        ran("b", "end", 1, 3.9),
         ran("d", "start", 1, 1.3),
     ]
     run.rows = [
@@ -97,7 +100,17 @@ def test_a_good_run_is_called_good_and_counted() -> None:
     assert (verdict.dead, verdict.cancelled) == (2, 1)
     assert (verdict.ticks_expected, verdict.ticks_matched) == (2, 2)
     assert verdict.recovery == {"F0": [pytest.approx(0.3)]}
-    assert verdict.plus(verdict).executions == 18
+    assert (verdict.unknown_resolved, verdict.stale_refused) == (1, 1)
+
+
+def test_verdicts_add_up_what_they_counted_and_keep_the_worst_of_what_they_measured() -> None:
+    verdict = good().verdict()
+    verdict.rss_max_mib = 60.5
+    written = json.loads(json.dumps({"seed": 1, **vars(verdict)}))
+    assert Verdict.of(written) == verdict
+    both = verdict.plus(Verdict.of(written))
+    assert (both.executions, both.faults) == (18, {"F0": 2})
+    assert (both.rss_max_mib, both.lateness_max) == (60.5, verdict.lateness_max)
 
 
 def _lost(run: Run) -> None:

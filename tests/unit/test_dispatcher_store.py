@@ -100,6 +100,7 @@ def test_without_a_store_the_pump_does_not_spin_and_afterwards_loses_nothing() -
             store.down = False
             await hand.report(*running)
             await hand.work(390)
+            await asyncio.sleep(2)  # until the next sweep
             assert scheduler.not_ready() is None
             assert await states(scheduler) == {State.SUCCEEDED: 400}
             assert {lease.row.attempt for lease in hand.sent} == {1}

@@ -34,6 +34,40 @@ def test_timers_go_off_in_order_and_ties_as_they_were_set() -> None:
     assert run(scenario) == ["now", "a", "b", "c"]
 
 
+def test_where_time_stops_for_a_timer_that_timer_is_due() -> None:
+    async def scenario(clock: VirtualClock) -> list[float]:
+        loop = asyncio.get_running_loop()
+        seen: list[float] = []
+        for number in range(1, 200):
+            loop.call_at(number / 700, lambda: seen.append(loop.time()))
+        await asyncio.sleep(1)
+        return seen
+
+    looks = 0
+
+    class Counting(VirtualLoop):
+        def _run_once(self) -> None:
+            nonlocal looks
+            looks += 1
+            super()._run_once()  # type: ignore[misc]
+
+    with asyncio.Runner(loop_factory=Counting) as runner:
+        loop = runner.get_loop()
+        seen = runner.run(scenario(VirtualClock(loop)))
+    assert seen == [round(number / 700, 6) for number in range(1, 200)]
+    assert looks < 220
+
+
+def test_what_a_thread_calls_in_the_loop_comes_while_others_are_busy() -> None:
+    async def scenario(clock: VirtualClock) -> bool:
+        called = asyncio.get_running_loop().run_in_executor(None, lambda: True)
+        while not called.done():
+            await asyncio.sleep(0)
+        return await called
+
+    assert run(scenario)
+
+
 def test_a_step_moves_the_wall_clock_alone() -> None:
     async def scenario(clock: VirtualClock) -> None:
         await asyncio.sleep(1)
