@@ -32,6 +32,8 @@ class Loader:
         self._kernel = kernel
         self.failed = False
         """Whether the latest load failed."""
+        self._began = False
+        """Whether every lane that there was at first has been loaded."""
 
     async def run(self) -> None:
         """Load until cancelled."""
@@ -57,9 +59,13 @@ class Loader:
                 await alarm.wait(busy_ms if residents.total else 1_000)
 
     def loaded(self) -> bool:
-        """Tell whether every lane has been loaded at least once."""
+        """Tell whether all that waits for the shards has been looked through once.
+
+        A lane that has come since is no reason to say no: its first job is in memory already.
+        """
         lanes = self._kernel.residents.lanes.values()
-        return all(lane.loaded_ms > 0 and not lane.gained for lane in lanes)
+        self._began = self._began or all(lane.loaded_ms > 0 for lane in lanes)
+        return self._began and not any(lane.gained for lane in lanes)
 
     def _wants(self, lane: LaneCursor) -> bool:
         settings = self._kernel.settings

@@ -154,6 +154,23 @@ def test_a_failed_load_is_repeated_and_skips_nothing() -> None:
     run(scenario)
 
 
+def test_a_new_queue_is_no_reason_to_be_called_not_ready() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            await submit(scheduler)
+            await asyncio.sleep(1)
+            assert scheduler.not_ready() is None
+            store.late["load"] = asyncio.Event()
+            await submit(scheduler, queue="new")
+            await asyncio.sleep(0.1)
+            assert scheduler._kernel.residents.lanes["5/new"].loaded_ms < 0
+            assert scheduler.not_ready() is None
+            store.late["load"].set()
+
+    run(scenario)
+
+
 def test_a_job_written_while_a_load_is_under_way_is_not_missed() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
