@@ -32,7 +32,7 @@ async def test_no_request_gets_an_answer_that_the_description_does_not_know(
     async with cluster(postgres_dsn, schema, tmp_path) as house:
         server = await house.server()
         key = _key(postgres_dsn, schema)
-        code, printed = await asyncio.to_thread(_schemathesis, f"{house.url}/openapi.json", key)
+        code, printed = await asyncio.to_thread(_run, f"{house.url}/openapi.json", key, tmp_path)
         print(printed)
         assert code == 0, printed
         assert server.poll() is None
@@ -51,12 +51,13 @@ def _key(dsn: str, schema: str) -> str:
     return str(json.loads(made.stdout)["token"])
 
 
-def _schemathesis(url: str, key: str) -> tuple[int, str]:
+def _run(url: str, key: str, folder: Path) -> tuple[int, str]:
     command = [str(Path(sys.executable).with_name("schemathesis"))]
     command += ["--config-file", str(_HERE / "schemathesis.toml")]
     command += ["run", url, "--max-time", str(_SECONDS), "--seed", _SEED, "--no-color"]
     run = subprocess.run(
         command,
+        cwd=folder,
         check=False,
         env={**os.environ, "TICKWHEEL_CONTRACT_KEY": key, "PYTHONPATH": str(_HERE.parent)},
         stdout=subprocess.PIPE,
