@@ -33,7 +33,7 @@ class Loader:
         self.failed = False
         """Whether the latest load failed."""
         self._began = False
-        """Whether every lane that there was at first has been loaded."""
+        """Whether every lane has been loaded since there are shards."""
 
     async def run(self) -> None:
         """Load until cancelled."""
@@ -46,7 +46,10 @@ class Loader:
                 filter(self._wants, residents.lanes.values()), key=lambda lane: lane.cursor
             )
             loads = await self._affordable(wanting) if residents.shards else []
-            late = [lane for lane in residents.lanes.values() if lane.gained]
+            lanes = residents.lanes.values()
+            loaded = self._began or all(lane.loaded_ms > 0 for lane in lanes)
+            self._began = bool(residents.shards) and loaded
+            late = [lane for lane in lanes if lane.gained]
             if loads or late:
                 await asyncio.gather(
                     *[self._load(lane, page) for lane, page in loads],
@@ -59,12 +62,8 @@ class Loader:
                 await alarm.wait(busy_ms if residents.total else 1_000)
 
     def loaded(self) -> bool:
-        """Tell whether all that waits for the shards has been looked through once.
-
-        A lane that has come since is no reason to say no: its first job is in memory already.
-        """
+        """Tell whether every lane has been loaded, but for those that have come since: they are next."""
         lanes = self._kernel.residents.lanes.values()
-        self._began = self._began or all(lane.loaded_ms > 0 for lane in lanes)
         return self._began and not any(lane.gained for lane in lanes)
 
     def _wants(self, lane: LaneCursor) -> bool:

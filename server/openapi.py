@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tickwheel.core.job import State
 from tickwheel.core.plan import PREVIEW_MAX
 
 from .answers import Problem
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from .routes import Route
 
 _REF = "#/components/schemas/{name}"
+_NAMED = ("/v1/schedules/{", "/v1/queues/{")
+_TEXT = {"type": "string", "minLength": 1}
+_NULL = {"type": "null"}
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "limit": {
         "type": "integer",
@@ -28,6 +32,8 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "maximum": LIST_LIMIT_MAX,
         "default": LIST_LIMIT_DEFAULT,
     },
+    "cursor": _TEXT,
+    "state": {"enum": [state.value for state in State]},
     "count": {"type": "integer", "minimum": 1, "maximum": PREVIEW_MAX, "default": NEXT_FIRE_TIMES},
     "wait_seconds": {"type": "number", "minimum": 0, "maximum": WAIT_SECONDS_MAX, "default": 0},
 }
@@ -75,18 +81,24 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def _add_patch(schemas: dict[str, Any], name: str) -> str:
-    """Add a type's merge patch: what isn't given stays, null takes a field away; return its name."""
+    """Add a type's merge patch (RFC 7396), and return its name."""
+    whole = schemas[name]
     fields: dict[str, Any] = {}
-    for field, kind in schemas[name]["properties"].items():
+    for field, schema in whole["properties"].items():
+        kind = {key: value for key, value in schema.items() if key != "default"}
         if "$ref" in kind:
             inner = _add_patch(schemas, kind["$ref"].rpartition("/")[2])
             kind = {"$ref": _REF.format(name=inner)}
-        fields[field] = {"anyOf": [kind, {"type": "null"}]}
+        if field not in whole.get("required", ()) and _NULL not in kind.get("anyOf", ()):
+            kind = {"anyOf": [*kind.get("anyOf", [kind]), _NULL]}
+        fields[field] = kind
     patch = f"{name}Patch"
     schemas[patch] = {
-        **{key: value for key, value in schemas[name].items() if key != "required"},
         "title": patch,
+        "description": f"Changes of a {name}: what isn't given stays, null takes a field away.",
+        "type": "object",
         "properties": fields,
+        "additionalProperties": False,
     }
     return patch
 
@@ -100,8 +112,8 @@ def _operation(route: Route) -> dict[str, Any]:
             *(_parameter(name, "query") for name in route.query),
         ],
         "responses": {
-            str(route.status): _answer(route.summary, route.answer),
-            **({"200": _answer("There was one before", route.known)} if route.known else {}),
+            str(route.status): _answer(route, route.summary, route.answer),
+            **({"200": _answer(route, "There was one before", route.known)} if route.known else {}),
             **{status: _problem(_ERRORS[status]) for status in _refusals(route)},
         },
     }
@@ -118,28 +130,28 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 def _parameter(name: str, place: str) -> dict[str, Any]:
-    schema = _PARAMETERS.get(name, {"type": "string", "maxLength": 128})
+    schema = _PARAMETERS.get(name, {**_TEXT, "maxLength": 128})
     return {"name": name, "in": place, "required": place == "path", "schema": schema}
 
 
 def _refusals(route: Route) -> list[str]:
     """Return the statuses of the problems that a route may answer with."""
-    refusals = {"400", "503"}
+    refusals = {400, 503, *route.refuses}
     if route.scope != "open":
-        refusals |= {"401", "403"}
+        refusals |= {401, 403}
     if "{" in route.path:
-        refusals |= {"404", "422"}
+        refusals.add(404)
+    if route.path.startswith(_NAMED):
+        refusals.add(422)
     if route.body:
-        refusals |= {"408", "413", "415", "422"}
-    if route.scope in ("submit", "manage"):
-        refusals |= {"404", "409", "429"}
-    return sorted(refusals)
+        refusals |= {408, 413, 415, 422}
+    return [str(status) for status in sorted(refusals)]
 
 
-def _answer(text: str, kinds: Sequence[type]) -> dict[str, Any]:
+def _answer(route: Route, text: str, kinds: Sequence[type]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": text}
-    if kinds:
-        answer["content"] = {"application/json": {"schema": _schema(kinds)}}
+    if route.status != 204:
+        answer["content"] = {route.media: {"schema": _schema(kinds)} if kinds else {}}
     return answer
 
 

@@ -23,7 +23,8 @@ class Route:
     """One address. `scope` "open" needs no key; `audit` is the name under which it is recorded.
 
     `body` and `answer` list the types that a request's and an answer's body may have, `known` those
-    of an answer where there was something before (status 200); `query` names the parameters.
+    of an answer where there was something before (status 200); `query` names the parameters. `refuses`
+    are statuses of refusals that scope, path and body don't imply; `media` is an answer's type.
     """
 
     method: str
@@ -38,6 +39,8 @@ class Route:
     query: tuple[str, ...] = ()
     audit: str | None = None
     known: tuple[type, ...] = ()
+    refuses: tuple[int, ...] = ()
+    media: str = "application/json"
 
 
 _PAGE = ("cursor", "limit")
@@ -47,18 +50,18 @@ _LETTERS = (*api_jobs.FILTERS[1:], *_PAGE)
 JOBS = (
     Route("POST", api_jobs.PATH, api_jobs.submit, "submit", "Submit one job or a batch",
           (answers.Job, answers.Batch), 201, (JobRequest, BatchRequest),
-          known=(answers.Job, answers.Accepted)),
+          known=(answers.Job, answers.Accepted), refuses=(404, 409, 429)),
     Route("GET", api_jobs.PATH, api_jobs.list_jobs, "read", "List jobs, newest first",
           (answers.JobPage,), query=_JOBS),
     Route("GET", "/v1/jobs/{id}", api_jobs.get, "read", "Read a job, or wait for its end",
           (answers.Job,), query=("wait_seconds",)),
     Route("POST", "/v1/jobs/{id}/cancel", api_jobs.cancel, "manage", "Cancel a job",
-          (answers.Job,), audit="job.cancel"),
+          (answers.Job,), audit="job.cancel", refuses=(409,)),
     Route("POST", "/v1/jobs/{id}/reschedule", api_jobs.reschedule, "manage",
           "Give a waiting job another time", (answers.Job,), body=(RescheduleRequest,),
-          audit="job.reschedule"),
+          audit="job.reschedule", refuses=(409,)),
     Route("POST", "/v1/jobs/{id}/run", api_jobs.run, "manage", "Run a waiting job now",
-          (answers.Job,), audit="job.run"),
+          (answers.Job,), audit="job.run", refuses=(409,)),
 )  # fmt: skip
 
 SCHEDULES = (
@@ -100,14 +103,14 @@ QUEUES = (
           "List dead letters, latest first", (answers.DeadLetterPage,), query=_LETTERS),
     Route("POST", "/v1/dead-letters/redrive", api_queues.redrive, "manage",
           "Make new jobs of dead letters", (answers.Redriven,), body=(RedriveRequest,),
-          audit="dead_letters.redrive"),
+          audit="dead_letters.redrive", refuses=(404,)),
     Route("DELETE", "/v1/dead-letters", api_queues.delete_dead_letters, "manage",
           "Delete dead letters", (answers.Deleted,), body=(DeleteRequest,), audit="dead_letters.delete"),
 )  # fmt: skip
 
 WORKERS = (
     Route("POST", "/v1/workers", api_workers.register, "work", "Register a worker",
-          (answers.Registered,), 201, (RegisterRequest,)),
+          (answers.Registered,), 201, (RegisterRequest,), refuses=(404,)),
     Route("GET", "/v1/workers", api_workers.list_workers, "read", "List workers", (answers.Workers,)),
     Route("DELETE", "/v1/workers/{id}", api_workers.leave, "work", "Leave: release all leases",
           (), 204),
@@ -122,7 +125,8 @@ OPS = (
           (answers.Cluster,)),
     Route("GET", "/healthz", api_ops.healthz, "open", "The process answers", (answers.Status,)),
     Route("GET", "/readyz", api_ops.readyz, "open", "Jobs are accepted and fired", (answers.Status,)),
-    Route("GET", "/metrics", api_ops.metrics, "read", "Prometheus metrics", ()),
+    Route("GET", "/metrics", api_ops.metrics, "read", "Prometheus metrics", (),
+          media="text/plain"),
     Route("GET", "/openapi.json", api_ops.openapi, "open", "This description", ()),
 )  # fmt: skip
 

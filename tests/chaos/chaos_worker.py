@@ -16,7 +16,8 @@ from typing import Any
 from tickwheel.client import Context, Worker
 from tickwheel.client.clock import now
 
-worker = Worker(queues={"default": 200, "side": 30}, grace_seconds=2.0)
+_SLOTS = max(60, int(float(os.environ.get("RATE", "60")) * 2 / 3))
+worker = Worker(queues={"default": _SLOTS, "side": 30}, grace_seconds=2.0)
 _ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 

@@ -50,7 +50,7 @@ class Verdict:
     """After a lease ran out: allowed."""
     unknown_resolved: int = 0
     """Acknowledged by the repeat of a call whose answer was lost: the job was there."""
-    stale_refused: int = 0
+    ended_in_vain: int = 0
     """Attempts that ran to their end and are not what the job ended by."""
     dead: int = 0
     cancelled: int = 0
@@ -84,8 +84,8 @@ class Verdict:
     @classmethod
     def of(cls, written: Mapping[str, Any]) -> Verdict:
         """Return a verdict from what was written of it."""
-        known = {each.name: written[each.name] for each in fields(cls)}
-        return cls(**{**known, "faults": Counter(known["faults"])})
+        known = {each.name: written[each.name] for each in fields(cls) if each.name in written}
+        return cls(**{**known, "faults": Counter(known.get("faults", {}))})
 
     @property
     def ok(self) -> bool:
@@ -250,7 +250,7 @@ def _rows(
         elif job in letters:
             _note(verdict, "letter_without_death", row)
         ended = ends.get(job, set())
-        verdict.stale_refused += len(ended - {row["token"]})
+        verdict.ended_in_vain += len(ended - {row["token"]})
         if row["state"] == "succeeded" and row["token"] not in ended:
             _note(verdict, "stale_accepted", row)
         if row["failures"] > row["max_attempts"]:

@@ -16,8 +16,10 @@ from chaos.proxy import Proxy
 
 PAUSE_SECONDS = (0.3, 1.5)
 BRIEF_SECONDS = 0.7
+MEDIUM_SECONDS = 2.2
+"""Longer than a shard's lease (1.5 s), and shorter than a job's (3 s)."""
 LONG_SECONDS = 5.0
-"""Longer than a job's lease (3 s) and a shard's (1.5 s)."""
+"""Longer than both."""
 POSTGRES_EVERY_SECONDS = 20.0
 """A server that was killed takes some seconds to recover, and the rest shall have its turn."""
 
@@ -37,6 +39,11 @@ class Monkey:
             (2, "F3 kill postgres", self._kill_postgres),
             (2, "F4 stop scheduler", partial(self._stop_scheduler, BRIEF_SECONDS)),
             (2, "F4 stop scheduler beyond its leases", partial(self._stop_scheduler, LONG_SECONDS)),
+            (
+                1,
+                "F4 stop scheduler beyond its shards",
+                partial(self._stop_scheduler, MEDIUM_SECONDS),
+            ),
             (2, "F4 stop worker", partial(self._stop_worker, BRIEF_SECONDS)),
             (2, "F4 stop worker beyond its leases", partial(self._stop_worker, LONG_SECONDS)),
             (3, "F5 end scheduler", self._end_scheduler),

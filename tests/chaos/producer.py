@@ -24,6 +24,9 @@ POISONED_PER_SECOND = 0.12
 SIDE_SHARE = 1 / 3
 SIDE_PER_SECOND = 20.0
 """As much as its limit lets through."""
+IN_FLIGHT_MAX = 300
+"""Jobs that are being submitted, or are to be cancelled."""
+BEHIND_SECONDS_MAX = 1.0
 _TIMEOUT_SECONDS = 4.0
 _PAUSE_SECONDS = 0.05
 
@@ -40,6 +43,7 @@ class Producer:
         self._poison = poison
         self._number = 0
         self._turn = 0
+        self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._clients = [
             Client(url, timeout_seconds=_TIMEOUT_SECONDS, retries=0) for url in house.urls
         ]
@@ -64,12 +68,17 @@ class Producer:
     async def run(self, seconds: float) -> None:
         """Submit for so long; return when everything is answered."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        until = loop.time() + seconds
+        at = loop.time()
         async with asyncio.TaskGroup() as group:
-            while (since := loop.time() - started) < seconds:
-                while self._number < since * self._rate:
+            while loop.time() < until:
+                # What an outage held up is not caught up with: the system would be ours to blame.
+                at = max(at, loop.time() - BEHIND_SECONDS_MAX)
+                while at < loop.time() and not self._room.locked():
+                    await self._room.acquire()
                     self._number += 1
                     group.create_task(self._one(self._number))
+                    at += 1 / self._rate
                 await asyncio.sleep(0.02)
 
     async def end(self) -> None:
@@ -99,6 +108,12 @@ class Producer:
             await client.close()
 
     async def _one(self, number: int) -> None:
+        try:
+            await self._job(number)
+        finally:
+            self._room.release()
+
+    async def _job(self, number: int) -> None:
         rng = self._rng
         dice = rng.random()
         aside = rng.random() < min(SIDE_SHARE, SIDE_PER_SECOND / self._rate)

@@ -19,19 +19,20 @@ from pathlib import Path
 import pytest
 from integration.cluster import cluster
 
-_SECONDS = int(os.environ.get("SECONDS", "30"))
+_SECONDS = int(os.environ.get("SECONDS", "20"))
 _SEED = os.environ.get("SEED", "1")
 _HERE = Path(__file__).parent
-_CALLS_MIN = 500
+_CALLS_A_SECOND_MIN = 20
 
 
 @pytest.mark.timeout(_SECONDS * 3 + 300)
+@pytest.mark.parametrize("queues", [(), ("one",)], ids=["any key", "a key for one queue"])
 async def test_no_request_gets_an_answer_that_the_description_does_not_know(
-    postgres_dsn: str, schema: str, tmp_path: Path
+    postgres_dsn: str, schema: str, tmp_path: Path, queues: tuple[str, ...]
 ) -> None:
     async with cluster(postgres_dsn, schema, tmp_path) as house:
         server = await house.server()
-        key = _key(postgres_dsn, schema)
+        key = _key(postgres_dsn, schema, queues)
         code, printed = await asyncio.to_thread(_run, f"{house.url}/openapi.json", key, tmp_path)
         print(printed)
         assert code == 0, printed
@@ -40,13 +41,14 @@ async def test_no_request_gets_an_answer_that_the_description_does_not_know(
     assert "Traceback" not in log, log
     calls = re.search(r"(\d+) generated", printed)
     assert calls is not None, printed
-    assert int(calls[1]) >= _CALLS_MIN, printed
+    assert int(calls[1]) >= _SECONDS * _CALLS_A_SECOND_MIN, printed
 
 
-def _key(dsn: str, schema: str) -> str:
+def _key(dsn: str, schema: str, queues: tuple[str, ...]) -> str:
     code = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "keys", "create", "contract", "--json"]
     command += ["--dsn", dsn, "--schema", schema]
+    command += [f"--queue={queue}" for queue in queues]
     made = subprocess.run(command, capture_output=True, check=True, text=True)
     return str(json.loads(made.stdout)["token"])
 
@@ -63,5 +65,6 @@ def _run(url: str, key: str, folder: Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=_SECONDS * 2 + 120,
     )
     return run.returncode, run.stdout

@@ -18,7 +18,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, TypeVar, TypeVarTuple
 
-from tickwheel.core.testing import Deadlock, VirtualLoop
+from tickwheel.core.testing import Deadlock, VirtualLoop, whole_microseconds
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -70,8 +70,8 @@ class SimLoop(VirtualLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """Call back at the whole microsecond next to `when`."""
-        handle = asyncio.TimerHandle(round(when, 6), callback, args, self, context)
+        """Call back at `when`, on the next whole microsecond."""
+        handle = asyncio.TimerHandle(whole_microseconds(when), callback, args, self, context)
         heappush(self._timers, (handle.when(), next(self._numbers), handle))
         return handle
 

@@ -31,7 +31,6 @@ _OTHERS: Final = (
     "prepare",
     "find_started",
     "count_skipped",
-    "pause_schedule",
     "pause_queue",
     "touch_lane",
     "put_queue",
@@ -142,6 +141,9 @@ class Rows:
             return [arguments[0]]
         if name == "append":
             return [job.id for submission in arguments[0] for job in submission.jobs]
+        if name == "pause_schedule":
+            jobs = self._tables.jobs.values()
+            return [job.id for job in jobs if job.schedule_id == arguments[0]]
         if name in _OTHERS:
             return []
         return list({**self._seen, **self._tables.jobs})

@@ -32,7 +32,7 @@ from tickwheel.core.protocol import (
 )
 
 _WAIT_MS = 2_000
-_WAIT_MS_PARTIAL = 400
+_WAIT_MS_PARTIAL = 200
 _TIMEOUT_SECONDS = 1.0
 _BACKOFF_SECONDS = 0.2
 _EMPTY_SECONDS = 0.05

@@ -100,7 +100,7 @@ def test_a_good_run_is_called_good_and_counted() -> None:
     assert (verdict.dead, verdict.cancelled) == (2, 1)
     assert (verdict.ticks_expected, verdict.ticks_matched) == (2, 2)
     assert verdict.recovery == {"F0": [pytest.approx(0.3)]}
-    assert (verdict.unknown_resolved, verdict.stale_refused) == (1, 1)
+    assert (verdict.unknown_resolved, verdict.ended_in_vain) == (1, 1)
 
 
 def test_verdicts_add_up_what_they_counted_and_keep_the_worst_of_what_they_measured() -> None:

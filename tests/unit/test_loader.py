@@ -171,6 +171,28 @@ def test_a_new_queue_is_no_reason_to_be_called_not_ready() -> None:
     run(scenario)
 
 
+def test_who_had_no_shards_for_a_while_is_loading_again() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            residents, loader = scheduler._kernel.residents, scheduler._loader
+            await asyncio.sleep(1)
+            assert loader.loaded()
+            epochs = {number: shard.epoch for number, shard in residents.shards.items()}
+            residents.disown(epochs)
+            await asyncio.sleep(1.1)
+            residents.lane("5/meanwhile")
+            store.late["load"] = asyncio.Event()
+            residents.own(epochs, clock.now_ms())
+            assert not loader.loaded()
+            await asyncio.sleep(0.5)
+            assert not loader.loaded()
+            store.late["load"].set()
+            await until(loader.loaded)
+
+    run(scenario)
+
+
 def test_a_job_written_while_a_load_is_under_way_is_not_missed() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
