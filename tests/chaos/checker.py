@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import ceil
@@ -310,6 +310,9 @@ def _note(verdict: Verdict, name: str, line: Line, count: int = 1) -> None:
     verdict.examples.append(f"{name}: {dict(line)}")
 
 
-def over_limit(peaks: Iterable[int], limit: int) -> int:
-    """Return how many looks at a limited queue found more running than its limit."""
-    return sum(peak > limit for peak in peaks)
+def look_at(verdict: Verdict, looks: Sequence[Line], limit: int) -> None:
+    """Judge looks at a limited queue, each of which tells when (`at`) and how many `running`."""
+    verdict.looks = len(looks)
+    for look in looks:
+        if look["running"] > limit:
+            _note(verdict, "over_limit", look)

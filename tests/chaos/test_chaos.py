@@ -16,11 +16,12 @@ import shutil
 import tempfile
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
-from chaos.checker import Verdict, check, over_limit, read
-from chaos.house import SCHEMA, House, house
+from chaos.checker import Verdict, check, look_at, read
+from chaos.house import SCHEMA, House, house, now
 from chaos.monkey import Monkey
 from chaos.producer import LIMIT, TICK_SECONDS, Producer
 
@@ -38,10 +39,15 @@ _GONE = (
 )
 
 
-async def _watch_limit(dsn: str, peaks: list[int]) -> None:
-    """Count again and again what runs of the limited queue."""
+async def _watch_limit(dsn: str, looks: list[dict[str, Any]]) -> None:
+    """Look again and again what runs of the limited queue, by whom, and who holds which permits."""
     query = f"""
-        SELECT count(*) FROM {SCHEMA}.jobs j
+        SELECT count(*) AS running,
+            array_agg(concat_ws(' ', left(j.owner, 6), to_char(j.started_at, 'MI:SS.MS'), j.shard,
+                left(h.owner, 6), h.recovered, j.indexed)) AS by,
+            (SELECT array_agg(left(owner, 6) || ' ' || permits)
+             FROM {SCHEMA}.queue_permits WHERE queue = 'side') AS permits
+        FROM {SCHEMA}.jobs j JOIN {SCHEMA}.shards h USING (shard)
         WHERE state = 'running' AND queue = 'side'
     """
     while True:
@@ -49,7 +55,7 @@ async def _watch_limit(dsn: str, peaks: list[int]) -> None:
             connection = await asyncpg.connect(dsn, timeout=5)
             try:
                 while True:
-                    peaks.append(await connection.fetchval(query))
+                    looks.append({"at": now(), **await connection.fetchrow(query)})
                     await asyncio.sleep(LOOK_SECONDS)
             finally:
                 connection.terminate()
@@ -128,18 +134,20 @@ async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
             producer = Producer(running, random.Random(SEED), RATE)
             await producer.prepare()
             monkey = Monkey(running, random.Random(SEED + 1))
-            peaks: list[int] = []
+            looks: list[dict[str, Any]] = []
             memory: list[float] = []
             watching = asyncio.gather(
-                _watch_limit(running.dsn, peaks), _watch_memory(running, memory)
+                _watch_limit(running.dsn, looks), _watch_memory(running, memory)
             )
             await asyncio.gather(producer.run(MINUTES * 60), monkey.run(MINUTES * 60))
             await running.ready()
             await producer.end()
             await rest(running)
             assert watching.cancel(), watching.exception()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
             verdict = await verdict_of(running)
-            verdict.over_limit, verdict.looks = over_limit(peaks, LIMIT), len(peaks)
+            look_at(verdict, looks, LIMIT)
             verdict.rss_max_mib = max(memory)
             await producer.close()
         print(verdict.text(), dict(producer.counts))

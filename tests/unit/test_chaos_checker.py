@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos.checker import FORBIDDEN, Line, Verdict, check, over_limit, read
+from chaos.checker import FORBIDDEN, Line, Verdict, check, look_at, read
 
 TICKS = [10.0, 11.0, 12.0, 13.0]
 
@@ -232,7 +232,9 @@ def test_a_schedule_that_begins_late_or_stops_is_found(times: list[float], unmet
 
 
 def test_more_running_than_the_limit_is_found_at_every_look() -> None:
-    assert over_limit([19, 20, 21, 25], 20) == 2
+    verdict = Verdict()
+    look_at(verdict, [{"at": 1.0, "running": running} for running in (19, 20, 21, 25)], 20)
+    assert (verdict.looks, verdict.over_limit, len(verdict.examples)) == (4, 2, 2)
 
 
 def test_a_line_that_its_writer_could_not_finish_is_left_out(tmp_path: Path) -> None:
