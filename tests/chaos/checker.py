@@ -20,6 +20,7 @@ from typing import Any
 
 Line = Mapping[str, Any]
 ROUNDING_SECONDS = 0.001
+LOOKS_BEFORE = 15
 FORBIDDEN = (
     "lost",
     "early",
@@ -126,7 +127,7 @@ class Verdict:
                 f"{name:<22} {count:>5} times; lateness p50 {worst[len(worst) // 2]:.2f},"
                 f" max {worst[-1]:.2f} s"
             )
-        return "\n".join([*lines, *self.examples[:20]])
+        return "\n".join([*lines, *self.examples[:40]])
 
 
 def read(path: Path) -> list[Line]:
@@ -311,8 +312,14 @@ def _note(verdict: Verdict, name: str, line: Line, count: int = 1) -> None:
 
 
 def look_at(verdict: Verdict, looks: Sequence[Line], limit: int) -> None:
-    """Judge looks at a limited queue, each of which tells when (`at`) and how many `running`."""
+    """Judge looks at a limited queue, each of which tells when (`at`) and how many `running`.
+
+    The looks before the first that found too many are told too.
+    """
     verdict.looks = len(looks)
-    for look in looks:
-        if look["running"] > limit:
-            _note(verdict, "over_limit", look)
+    over = [place for place, look in enumerate(looks) if look["running"] > limit]
+    if over:
+        before = looks[max(0, over[0] - LOOKS_BEFORE) : over[0]]
+        verdict.examples += [f"before over_limit: {dict(look)}" for look in before]
+    for place in over:
+        _note(verdict, "over_limit", looks[place])
