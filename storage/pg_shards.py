@@ -103,9 +103,9 @@ class PgShards(PgBase):
             async with link.transaction():
                 locked = await link.fetch(self._sql("permits_lock"), names)
                 limits: dict[str, int | None] = {row[0]: row[1] for row in locked}
-                [(recovered, all_share)] = await link.fetch(self._sql("permits_state"))
+                [(recovered, all_share, living)] = await link.fetch(self._sql("permits_state"))
                 if recovered:
-                    await link.fetch(self._sql("permits_bury"), names, owner)
+                    await link.fetch(self._sql("permits_bury"), names, [*living, owner])
                 others: dict[str, dict[str, Share]] = {}
                 for queue, *row in await link.fetch(self._sql("permits_others"), names, owner):
                     others.setdefault(queue, {})[row[0]] = Share(*row[1:])

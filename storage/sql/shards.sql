@@ -74,23 +74,23 @@ ORDER BY name COLLATE "C"
 FOR NO KEY UPDATE;
 
 -- name: permits_state
+-- All in one statement, of one moment: of whoever dies after it nothing is known to be recovered.
 SELECT
     NOT EXISTS (
         SELECT FROM {schema}.shards h
-        WHERE h.expires_at <= clock_timestamp() OR NOT h.recovered OR NOT EXISTS (
+        WHERE h.expires_at <= statement_timestamp() OR NOT h.recovered OR NOT EXISTS (
             SELECT FROM {schema}.schedulers s
-            WHERE s.id = h.owner AND s.expires_at > clock_timestamp()
+            WHERE s.id = h.owner AND s.expires_at > statement_timestamp()
         )
     ),
     NOT EXISTS (
-        SELECT FROM {schema}.schedulers WHERE expires_at > clock_timestamp() AND NOT shares
-    );
+        SELECT FROM {schema}.schedulers
+        WHERE expires_at > statement_timestamp() AND NOT shares
+    ),
+    ARRAY(SELECT id FROM {schema}.schedulers WHERE expires_at > statement_timestamp());
 
 -- name: permits_bury
-DELETE FROM {schema}.queue_permits p
-WHERE p.queue = ANY($1) AND p.owner <> $2 AND NOT EXISTS (
-    SELECT FROM {schema}.schedulers s WHERE s.id = p.owner AND s.expires_at > clock_timestamp()
-);
+DELETE FROM {schema}.queue_permits WHERE queue = ANY($1) AND owner <> ALL($2);
 
 -- name: permits_others
 SELECT queue, owner, permits, wanted FROM {schema}.queue_permits

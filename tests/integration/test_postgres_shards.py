@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import pytest
 from conformance.rows import SHARDS, eventually, owners
 
+from tickwheel.core import Queue
+from tickwheel.core.permits import PermitAsk
+from tickwheel.core.ports_cluster import Member
 from tickwheel.storage import PostgresStore
-from tickwheel.storage.link import Link
+from tickwheel.storage.link import Link, Row
 
 from .postgres_kit import opened, query
 
@@ -140,3 +143,25 @@ async def test_renewals_do_not_wait_for_the_common_pool(postgres_dsn: str, schem
 
     await narrow._pool.run(with_the_pool_used_up)
     await narrow.close()
+
+
+async def test_who_dies_while_another_asks_for_permits_keeps_its_own(
+    store: PostgresStore, peer: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.put_queue(Queue("q", max_running=5))
+    await store.join(Member("living", "", 0, shares=True), HOUR_MS)
+    await peer.join(Member("dying", "", 0, shares=True), HOUR_MS)
+    for each, owner, most in ((store, "living", 1), (peer, "dying", len(SHARDS))):
+        await each.shards_recovered(owner, await each.acquire_shards(owner, HOUR_MS, most))
+    assert await peer.share_permits("dying", [PermitAsk("q", 5, 5)], 0) == ([(5, 5, 5)], True)
+    fetch = Link.fetch
+
+    async def fetch_late(link: Link, sql: str, *args: object) -> list[Row]:
+        rows = await fetch(link, sql, *args)
+        if "FOR NO KEY UPDATE" not in sql and "NOT shares" in sql:
+            await peer.leave("dying")  # between the look whether all is recovered and the burial
+        return rows
+
+    monkeypatch.setattr(Link, "fetch", fetch_late)
+    [given], recovered = await store.share_permits("living", [PermitAsk("q", 0, 5)], 0)
+    assert (given.usable, recovered) == (0, True)
