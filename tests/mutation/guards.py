@@ -128,6 +128,10 @@ GUARDS = (
           "if recovered and not unreleased and", "if recovered and", "tests/unit/test_permits.py"),
     Guard("permits of the dead stay until all is recovered", "storage/memory_shards.py",
           "if recovered:", "if True:", "tests/unit/test_permits.py"),
+    Guard("who dies while permits are shared out is not buried yet", SHARDS, "owner <> ALL($2)",
+          "owner <> ($2::text[])[array_upper($2::text[], 1)]"
+          " AND owner NOT IN (SELECT id FROM {schema}.schedulers)",
+          "tests/integration/test_postgres_shards.py"),
     Guard("a lease counts from its poll", "client/session.py",
           'sent_at + answer["waited_seconds"]', "now()", "tests/unit/test_worker_session.py"),
     Guard("nothing begins past its lease", "client/relay.py",
