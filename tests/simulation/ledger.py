@@ -156,8 +156,12 @@ class Ledger:
         self.given_up[key] = None
 
     def leaving(self, worker_ids: Sequence[str], kept: frozenset[str] = frozenset()) -> None:
-        """A worker gives up all that it was ever sent under these ids, but for the jobs `kept`."""
-        self._left.update(dict.fromkeys(worker_ids, kept))
+        """A worker gives up all that it was ever sent under these ids, but for the jobs `kept`.
+
+        What it gave up once stays so: a job that it keeps later is a later attempt's.
+        """
+        for worker_id in worker_ids:
+            self._left[worker_id] = self._left.get(worker_id, kept) & kept
 
     def reported(self, report: Report, answer: ReportAnswer, asked_ms: int) -> None:
         """A report that had arrived at `asked_ms` was answered."""
