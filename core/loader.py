@@ -42,13 +42,11 @@ class Loader:
         while True:
             for lane in list(residents.lanes.values()):
                 await self._trim(lane, self._kernel.settings.lane_resident_max)
-            wanting = sorted(
-                filter(self._wants, residents.lanes.values()), key=lambda lane: lane.cursor
-            )
-            loads = await self._affordable(wanting) if residents.shards else []
             lanes = residents.lanes.values()
-            loaded = self._began or all(lane.loaded_ms > 0 for lane in lanes)
-            self._began = bool(residents.shards) and loaded
+            wanting = sorted(filter(self._wants, lanes), key=lambda lane: lane.cursor)
+            loads = await self._affordable(wanting) if residents.shards else []
+            all_loaded = self._began or all(lane.loaded_ms > 0 for lane in lanes)
+            self._began = bool(residents.shards) and all_loaded
             late = [lane for lane in lanes if lane.gained]
             if loads or late:
                 await asyncio.gather(

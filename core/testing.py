@@ -32,17 +32,10 @@ START_MS = 1_767_225_600_000
 """The default start of virtual wall time: 2026-01-01T00:00:00Z."""
 
 _THREADS_TIMEOUT_SECONDS = 10.0
-_PASS_OVER_MAX = 100
-"""How many turns of a busy loop in a row don't look for real events, which costs as much as a turn."""
 
 
 class Deadlock(RuntimeError):
     """Nothing is scheduled and nothing can arrive: the test would wait for ever."""
-
-
-def whole_microseconds(seconds: float) -> float:
-    """Return the next time on a whole microsecond, which is this one but for a float's noise."""
-    return ceil(round(seconds * 1e6, 3)) / 1e6
 
 
 class _VirtualSelector(selectors.DefaultSelector):
@@ -51,13 +44,8 @@ class _VirtualSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now_seconds = 0.0
-        self._passed_over = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is not None and timeout <= 0 and self._passed_over < _PASS_OVER_MAX:
-            self._passed_over += 1
-            return []
-        self._passed_over = 0
         events = super().select(0)
         if events:
             return events
@@ -93,8 +81,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """Call back at `when`, on the next whole microsecond."""
-        return super().call_at(whole_microseconds(when), callback, *args, context=context)
+        """Call back at `when`, or at the next whole microsecond: never before."""
+        microseconds = ceil(round(when * 1e6, 3))  # a float's noise is no time
+        return super().call_at(microseconds / 1e6, callback, *args, context=context)
 
 
 class VirtualClock:

@@ -85,8 +85,8 @@ class Verdict:
     @classmethod
     def of(cls, written: Mapping[str, Any]) -> Verdict:
         """Return a verdict from what was written of it."""
-        known = {each.name: written[each.name] for each in fields(cls) if each.name in written}
-        return cls(**{**known, "faults": Counter(known.get("faults", {}))})
+        known = {each.name: written[each.name] for each in fields(cls)}
+        return cls(**{**known, "faults": Counter(known["faults"])})
 
     @property
     def ok(self) -> bool:

@@ -23,7 +23,7 @@ import asyncpg
 from chaos.clocks import WallClock
 from chaos.disk import Disk, mounted
 from chaos.proxy import Proxy
-from integration.cluster import free_port
+from integration.cluster import TICKWHEEL, free_port
 
 from tickwheel.storage import EmbeddedPostgres
 
@@ -249,8 +249,7 @@ def _worker(built: House, number: int) -> Process:
         "TICKWHEEL_URL": ",".join(built.urls),
         "PYTHONPATH": os.pathsep.join([str(_HERE), os.environ.get("PYTHONPATH", "")]),
     }
-    code = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "worker", "chaos_worker:worker"]
+    command = [*TICKWHEEL, "worker", "chaos_worker:worker"]
     return Process(f"worker-{number}", command, environment, built.folder / f"worker-{number}.log")
 
 

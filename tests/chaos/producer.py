@@ -77,7 +77,8 @@ class Producer:
                 while at < loop.time() and not self._room.locked():
                     await self._room.acquire()
                     self._number += 1
-                    group.create_task(self._one(self._number))
+                    job = group.create_task(self._one(self._number))
+                    job.add_done_callback(lambda _: self._room.release())
                     at += 1 / self._rate
                 await asyncio.sleep(0.02)
 
@@ -108,12 +109,6 @@ class Producer:
             await client.close()
 
     async def _one(self, number: int) -> None:
-        try:
-            await self._job(number)
-        finally:
-            self._room.release()
-
-    async def _job(self, number: int) -> None:
         rng = self._rng
         dice = rng.random()
         aside = rng.random() < min(SIDE_SHARE, SIDE_PER_SECOND / self._rate)

@@ -23,6 +23,9 @@ from tickwheel.client import Client
 from tickwheel.client.errors import ClientError
 
 _READY_SECONDS_MAX = 60.0
+_PROGRAM = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
+TICKWHEEL = (sys.executable, "-c", _PROGRAM)
+"""The command, by the Python that runs the tests."""
 
 
 def free_port() -> int:
@@ -100,10 +103,9 @@ class Cluster:
             tokens[line["job"]] = line["token"]
 
     def _start(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        code = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", code, *arguments],
+                [*TICKWHEEL, *arguments],
                 env=os.environ | environment,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

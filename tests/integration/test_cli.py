@@ -453,16 +453,18 @@ def test_listing_keys_where_there_is_no_database_makes_none(tmp_path: Path) -> N
     assert not folder.exists()
 
 
-def test_ctrl_c_while_the_command_line_is_loaded_is_no_traceback() -> None:
+@pytest.mark.parametrize("module", ["tickwheel.client.cli_root", "tickwheel.server.commands"])
+def test_ctrl_c_while_the_command_line_is_loaded_is_no_traceback(module: str) -> None:
     program = """
 import sys
 class Interrupted:
     def find_spec(self, name, *_):
-        if name == "tickwheel.client.cli_root":
+        if name == sys.argv[1]:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupted())
 from tickwheel.client.cli import main
 main()
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    command = [sys.executable, "-c", program, module]
+    ended = subprocess.run(command, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")

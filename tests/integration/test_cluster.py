@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from integration.cluster import Cluster, cluster, free_port, kill, submit_steadily
+from integration.cluster import TICKWHEEL, Cluster, cluster, free_port, kill, submit_steadily
 
 from tickwheel.client import Client
 
@@ -146,11 +145,10 @@ async def test_several_processes_share_the_work_and_come_back(
     postgres_dsn: str, tmp_path: Path
 ) -> None:
     port = free_port()
-    command = [sys.executable, "-c", "import sys; from tickwheel.client.cli import main; main()"]
     arguments = ["serve", "--processes", "2", "--port", str(port), "--schema", "processes"]
     with (tmp_path / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *TICKWHEEL,
             *arguments,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from integration.cluster import cluster
+from integration.cluster import TICKWHEEL, cluster
 
 _SECONDS = int(os.environ.get("SECONDS", "20"))
 _SEED = os.environ.get("SEED", "1")
@@ -45,8 +45,7 @@ async def test_no_request_gets_an_answer_that_the_description_does_not_know(
 
 
 def _key(dsn: str, schema: str, queues: tuple[str, ...]) -> str:
-    code = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "keys", "create", "contract", "--json"]
+    command = [*TICKWHEEL, "keys", "create", "contract", "--json"]
     command += ["--dsn", dsn, "--schema", schema]
     command += [f"--queue={queue}" for queue in queues]
     made = subprocess.run(command, capture_output=True, check=True, text=True)

@@ -134,7 +134,28 @@ async def test_the_description_is_of_every_route_and_its_references_resolve() ->
         assert job["required"] == ["task"]
         assert job["additionalProperties"] is False
         assert job["properties"]["queue"]["pattern"].startswith("^[A-Za-z0-9_.-]{1,128}")
-        assert "required" not in schemas["ScheduleRequestPatch"]
+        assert job["properties"]["args"] == {"type": "object"}
+
+
+def test_a_patch_may_leave_out_all_and_take_away_what_is_not_required() -> None:
+    schemas = describe(ROUTES)["components"]["schemas"]
+    patch = schemas["ScheduleRequestPatch"]
+    assert "required" not in patch
+    assert patch["properties"]["job"] == {"$ref": "#/components/schemas/TemplatePatch"}
+    assert {"type": "null"} in patch["properties"]["at"]["anyOf"]
+    assert (
+        schemas["TemplatePatch"]["properties"]["task"] == schemas["Template"]["properties"]["task"]
+    )
+
+
+def test_what_is_made_is_told_apart_from_what_was_there() -> None:
+    paths = describe(ROUTES)["paths"]
+    for method, path in (
+        ("post", "/v1/jobs"),
+        ("put", "/v1/schedules/{id}"),
+        ("put", "/v1/queues/{name}"),
+    ):
+        assert {"200", "201"} <= paths[path][method]["responses"].keys()
 
 
 def test_every_route_that_takes_or_gives_a_body_says_which() -> None:

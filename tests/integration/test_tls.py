@@ -8,17 +8,15 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from integration.cluster import TICKWHEEL
 
 from tickwheel.client import Client, Worker
 from tickwheel.client.errors import Unreachable
 from tickwheel.server.serve import CannotStart, tls_context
-
-_PROGRAM = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def url(postgres_dsn: str, certificate: Path, tmp_path: Path, schema: str) -> It
     options += ["--tls-cert", str(certificate), "--tls-key", str(key)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, "serve", *options], stdout=subprocess.PIPE, stderr=log
+            [*TICKWHEEL, "serve", *options], stdout=subprocess.PIPE, stderr=log
         )
     assert process.stdout is not None
     with process.stdout:
@@ -66,7 +64,7 @@ async def test_a_job_goes_all_the_way_over_tls(
     async with worker, Client(url) as client:
         job = await client.submit("double", {"n": 21})
         assert (await client.wait(job["id"], timeout_seconds=20))["result"] == 42
-    command = [sys.executable, "-c", _PROGRAM, "workers", "list", "--url", url]
+    command = [*TICKWHEEL, "workers", "list", "--url", url]
     environment = os.environ | {"SSL_CERT_FILE": str(certificate)}
     await asyncio.to_thread(subprocess.run, command, check=True, env=environment)
 

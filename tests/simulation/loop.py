@@ -1,8 +1,5 @@
 """The loop of a simulation: virtual time, a seeded order of callbacks, and tasks in groups.
 
-Timers stand in a heap of tuples, since asyncio's own compares them in Python, and nothing is selected
-from: both were a fifth of a run.
-
 A group is what dies together: one boot of a scheduler, one worker. Tasks inherit it from whoever
 starts them, through a context variable, so that a `kill` finds every task of a process however
 deep in it was started, and nothing of that process needs to know.
@@ -14,14 +11,12 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from heapq import heappop, heappush
-from itertools import count
-from typing import Any, TypeVar, TypeVarTuple
+from heapq import heappop
+from typing import Any, TypeVar
 
-from tickwheel.core.testing import Deadlock, VirtualLoop, whole_microseconds
+from tickwheel.core.testing import Deadlock, VirtualLoop
 
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 _FORGET_EVERY = 100
 """So many tasks later, those of a group that have ended are forgotten."""
@@ -36,8 +31,6 @@ class SimLoop(VirtualLoop):
         self._order = order
         self._groups: dict[str, list[asyncio.Task[Any]]] = {}
         self._outside = Context()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
-        self._numbers = count()
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]
 
     def spawn(self, group: str, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -63,32 +56,18 @@ class SimLoop(VirtualLoop):
         """Call back between two instants: whatever was ready has run, whatever comes has not."""
         self.call_at(round(self.time() + delay_seconds, 3) + 0.000_137, callback)
 
-    def call_at(
-        self,
-        when: float,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        """Call back at `when`, on the next whole microsecond."""
-        handle = asyncio.TimerHandle(whole_microseconds(when), callback, args, self, context)
-        heappush(self._timers, (handle.when(), next(self._numbers), handle))
-        return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Leave it where it is: it is passed over when its time comes."""
-
     def _run_once(self) -> None:
         """Run what is ready, or else what is next: here come no sockets and no threads."""
-        ready, timers, virtual = self._ready, self._timers, self._virtual  # type: ignore[attr-defined]
+        ready, timers = self._ready, self._scheduled  # type: ignore[attr-defined]
+        virtual = self._virtual
         if not ready:
-            while timers and timers[0][2].cancelled():
+            while timers and timers[0].cancelled():
                 heappop(timers)
             if not timers:
                 raise Deadlock("nothing left to wait for")
-            virtual.now_seconds = max(virtual.now_seconds, timers[0][0])
-        while timers and timers[0][0] <= virtual.now_seconds:
-            ready.append(heappop(timers)[2])
+            virtual.now_seconds = max(virtual.now_seconds, timers[0].when())
+        while timers and timers[0].when() <= virtual.now_seconds:
+            ready.append(heappop(timers))
         if self._order is not None and len(ready) > 1:
             handles = list(ready)
             self._order.shuffle(handles)

@@ -301,11 +301,7 @@ async def test_a_scheduler_given_by_another_address_than_it_tells_is_not_called_
 ) -> None:
     first, second, _ = fakes
     alias = second.url.replace("127.0.0.1", "localhost")
-    worker = Worker([first.url, alias])
-
-    @worker.task
-    async def run() -> None: ...
-
+    worker, _ = holding(first.url, alias)
     async with worker:
         for fake in (first, second):
             await fake.until(partial(fake.asked, "poll"))
@@ -327,11 +323,7 @@ async def test_a_worker_goes_on_although_a_stranger_answers_where_a_scheduler_wa
 ) -> None:
     first, second, _ = fakes
     introduce(first, second)
-    worker = Worker([first.url, second.url])
-
-    @worker.task
-    async def run() -> None: ...
-
+    worker, _ = holding(first.url, second.url)
     async with worker:
         for fake in (first, second):
             await fake.until(partial(fake.asked, "poll"))
@@ -348,11 +340,7 @@ async def test_one_scheduler_under_two_given_names_is_not_called_gone(
     fakes: list[FakeScheduler],
 ) -> None:
     fake = fakes[0]
-    worker = Worker([fake.url, fake.url.replace("127.0.0.1", "localhost")])
-
-    @worker.task
-    async def run() -> None: ...
-
+    worker, _ = holding(fake.url, fake.url.replace("127.0.0.1", "localhost"))
     async with worker:
         await fake.until(lambda: len({asked.worker_id for asked in fake.asked("poll")}) == 2)
         await fake.reported("succeeded", fake.offer("run"))
@@ -521,11 +509,7 @@ async def test_a_scheduler_that_refuses_workers_ends_none_that_others_sent_there
 async def test_a_scheduler_that_tells_of_no_other_is_alone(fakes: list[FakeScheduler]) -> None:
     first, second, _ = fakes
     introduce(first, second)
-    worker = Worker(first.url, queues={"default": 4})
-
-    @worker.task
-    async def run() -> None: ...
-
+    worker, _ = holding(first.url)
     async with worker:
         await second.until(partial(second.asked, "poll"))
         [gone_id] = {asked.worker_id for asked in second.asked("poll")}
