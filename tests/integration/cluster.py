@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,10 +30,19 @@ TICKWHEEL = (sys.executable, "-c", _PROGRAM)
 """The command, by the Python that runs the tests."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(count: int = 1) -> int:
+    """Return the first of `count` ports in a row that nobody has.
+
+    They are below those that Linux gives to connections, one of which could have taken it before
+    the server that it is for.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for number in range(count):
+                probe = stack.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", port + number))
+            return port
 
 
 @dataclass

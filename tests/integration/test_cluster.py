@@ -144,7 +144,7 @@ async def test_a_scheduler_that_is_stopped_hands_over_without_a_late_job_or_a_ch
 async def test_several_processes_share_the_work_and_come_back(
     postgres_dsn: str, tmp_path: Path
 ) -> None:
-    port = free_port()
+    port = free_port(2)
     arguments = ["serve", "--processes", "2", "--port", str(port), "--schema", "processes"]
     with (tmp_path / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
