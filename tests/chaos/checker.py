@@ -294,6 +294,8 @@ def _ticks(
         extra = runs[schedule] - len(times)
         if extra > 0:
             _note(verdict, "ticks_extra", {"schedule": schedule, "extra": extra}, extra)
+        elif extra:
+            _note(verdict, "ticks_unmet", {"schedule": schedule, "without job": -extra}, -extra)
 
 
 def _recovery(verdict: Verdict, faults: Sequence[Line], starts: Mapping[str, list[Line]]) -> None:

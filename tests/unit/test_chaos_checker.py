@@ -231,6 +231,12 @@ def test_a_schedule_that_begins_late_or_stops_is_found(times: list[float], unmet
     assert run.verdict().ticks_unmet == unmet
 
 
+def test_a_time_of_a_schedule_without_its_job_is_found() -> None:
+    run = good()
+    run.rows.pop()
+    assert run.verdict().found() == {"ticks_unmet"}
+
+
 def test_more_running_than_the_limit_is_found_at_every_look() -> None:
     verdict = Verdict()
     look_at(verdict, [{"at": 1.0, "running": running} for running in (19, 20, 21, 25)], 20)
