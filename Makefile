@@ -10,7 +10,7 @@ VERSIONS := 3.11 3.12 3.13
 CORES := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow smoke check bench bench-quick bench-full \
+.PHONY: help demo test test-fast test-slow test-chaos smoke check bench bench-quick bench-full \
 	bench-peers micro simulate chaos shifts overload standby contract mutate locust format tools clean
 
 help: ## show this
@@ -19,7 +19,7 @@ help: ## show this
 demo: $(VENV)/.run ## half a minute of the real thing: Postgres, a server, two workers, 20,000 jobs, a kill
 	$(BIN)/tickwheel demo
 
-test: tools test-fast test-slow smoke ## run all tests, on the built wheel
+test: tools test-fast test-slow test-chaos smoke ## run all tests, on the built wheel
 
 check: $(VENV)/.dev ## format, lint, types, direction of imports
 	$(BIN)/ruff format --check .
@@ -116,6 +116,9 @@ test-fast: .venvs/main/.stamp ## unit, property and simulation tests
 
 test-slow: tools .venvs/main/.stamp ## tests with real databases and processes
 	.venvs/main/bin/pytest -q -n $(CORES) --dist loadfile $(SLOW)
+
+test-chaos: .venvs/main/.stamp ## 3 minutes of real processes that are killed, stopped and cut off
+	MINUTES=3 .venvs/main/bin/pytest -q -s --timeout 600 tests/chaos/test_chaos.py
 
 smoke: $(VERSIONS:%=smoke-%) ## the essentials, on every other supported Python present
 

@@ -150,16 +150,22 @@ class House:
             connection.terminate()
 
     async def ready(self) -> None:
-        """Wait until every scheduler makes progress."""
-        async with asyncio.timeout(READY_SECONDS_MAX), aiohttp.ClientSession() as session:
-            for each in self.nodes:
-                while True:
-                    with suppress(aiohttp.ClientError, TimeoutError):
-                        timeout = aiohttp.ClientTimeout(2)
-                        async with session.get(f"{each.url}/readyz", timeout=timeout) as answer:
-                            if answer.status == 200:
-                                break
-                    await asyncio.sleep(0.05)
+        """Wait until every scheduler makes progress. Raises `AssertionError` if one doesn't."""
+        said = dict.fromkeys(self.urls, "nothing")
+        try:
+            async with asyncio.timeout(READY_SECONDS_MAX), aiohttp.ClientSession() as session:
+                for url in self.urls:
+                    while True:
+                        with suppress(aiohttp.ClientError, TimeoutError):
+                            timeout = aiohttp.ClientTimeout(2)
+                            async with session.get(f"{url}/readyz", timeout=timeout) as answer:
+                                if answer.status == 200:
+                                    break
+                                said[url] = await answer.text()
+                        await asyncio.sleep(0.05)
+        except TimeoutError:
+            alive = [process.name for process in self.processes if process.alive]
+            raise AssertionError(f"not ready: {said}; alive: {alive}") from None
 
     async def end(self) -> None:
         """Calm down, and end all schedulers and workers."""

@@ -1,8 +1,8 @@
 """Chaos: real processes, real faults, and a checker that believes nobody.
 
 `MINUTES`, `SEED` and `RATE` make it longer, another, and busier. `CHAOS_KEEP` is a folder to whose
-`verdicts.jsonl` the verdict is added, and all that are there are summed up; of a run that found
-something it keeps what everybody wrote.
+`verdicts.jsonl` the verdict is added, and all that are there are summed up; of a run that fails it
+keeps what everybody wrote.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from chaos.producer import LIMIT, TICK_SECONDS, Producer
 MINUTES = float(os.environ.get("MINUTES", "1"))
 SEED = int(os.environ.get("SEED", "1"))
 RATE = float(os.environ.get("RATE", "60"))
+KEPT = os.environ.get("CHAOS_KEEP", "")
 REST_SECONDS_MAX = 120.0
 LOOK_SECONDS = 0.1
 _GONE = (
@@ -111,26 +113,36 @@ async def verdict_of(running: House) -> Verdict:
     )
 
 
-def _keep(verdict: Verdict, folder: Path) -> str:
-    """Keep the verdict, and return the sum of all that are kept there; if it is bad, keep all."""
-    kept = os.environ.get("CHAOS_KEEP")
-    if not kept:
+def _keep(verdict: Verdict) -> str:
+    """Keep the verdict, and return the sum of all that are kept there."""
+    if not KEPT:
         return ""
-    Path(kept).mkdir(parents=True, exist_ok=True)
-    book = Path(kept) / "verdicts.jsonl"
+    Path(KEPT).mkdir(parents=True, exist_ok=True)
+    book = Path(KEPT) / "verdicts.jsonl"
     with book.open("a") as file:
         file.write(json.dumps({"seed": SEED, "minutes": MINUTES, **vars(verdict)}) + "\n")
-    for path in () if verdict.ok else (*folder.glob("*.jsonl"), *folder.glob("*.log")):
-        shutil.copy(path, Path(kept) / f"{SEED}-{path.name}")
     runs = [json.loads(line) for line in book.read_text().splitlines()]
     total = reduce(Verdict.plus, map(Verdict.of, runs))
     minutes = sum(run["minutes"] for run in runs)
     return f"\nall {len(runs)} runs, {minutes:g} minutes:\n{total.text()}"
 
 
-async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for what everybody writes, which is kept if the run fails."""
     with tempfile.TemporaryDirectory(prefix="tickwheel-chaos-") as name:
-        async with house(Path(name), schedulers=3, workers=3) as running:
+        try:
+            yield Path(name)
+        except BaseException:
+            for path in (*Path(name).glob("*.jsonl"), *Path(name).glob("*.log")) if KEPT else ():
+                Path(KEPT).mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, Path(KEPT) / f"{SEED}-{path.name}")
+            raise
+
+
+async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
+    with _folder() as folder:
+        async with house(folder, schedulers=3, workers=3) as running:
             producer = Producer(running, random.Random(SEED), RATE)
             await producer.prepare()
             monkey = Monkey(running, random.Random(SEED + 1))
@@ -153,7 +165,7 @@ async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
         print(verdict.text(), dict(producer.counts))
         assert verdict.acked > MINUTES * 60 * RATE * 0.5
         assert verdict.looks > MINUTES * 60
-        print(_keep(verdict, Path(name)))
-    for fault in monkey.left_out:
-        print(f"not possible here: {fault}")
-    assert verdict.ok, verdict.text()
+        print(_keep(verdict))
+        for fault in monkey.left_out:
+            print(f"not possible here: {fault}")
+        assert verdict.ok, verdict.text()
