@@ -134,6 +134,7 @@ class Permits:
         self._alarm = Alarm()
         self._pause = Alarm()
         self._granted: dict[str, Grant] = {}
+        """Of every queue of which the store may have a row of ours."""
         self.ghosts: Counter[str] = Counter()
         """Attempts whose shards were given away, and which nobody may have taken up yet."""
         self._departures = 0
@@ -184,6 +185,9 @@ class Permits:
             for ask in [self._ask(queue.name)]
             if ask.keep or ask.wanted or queue.name in self._granted
         ]
+        # The store may have a row of ours from now on, and of what is not asked for now.
+        asked = {ask.queue: self._of(ask.queue) for ask in asks}
+        self._granted = dict.fromkeys(self._granted, _NONE) | asked
         if not asks:
             return
         departures, unreleased = self._departures, self.unreleased
@@ -191,11 +195,11 @@ class Permits:
         grants, recovered = await self._share(asks)
         if forgets != self._forgets:
             return  # this was granted before we may have been counted out
-        self._granted = {
-            ask.queue: given
-            for ask, given in zip(asks, grants, strict=True)
-            if given.permits or ask.wanted
-        }
+        for ask, given in zip(asks, grants, strict=True):
+            if given.permits or ask.wanted:
+                self._granted[ask.queue] = given
+            else:
+                self._granted.pop(ask.queue, None)
         if recovered and not unreleased and departures == self._departures:
             # Whoever has them now has taken permits for them: ours are none to start others with.
             for queue, gone in self.ghosts.items():

@@ -11,6 +11,7 @@ import pytest
 from unit.rig import Faulty, Hand, books_balance, faulty, scheduler_on, store_of, submit, until
 
 from tickwheel.core import Queue, Scheduler, Unavailable
+from tickwheel.core.errors import OutcomeUnknown
 from tickwheel.core.permits import TURN_MS, Grant, PermitAsk, Permits, Share, grant
 from tickwheel.core.ports_cluster import Member
 from tickwheel.core.testing import VirtualClock, run
@@ -242,6 +243,52 @@ async def test_a_grant_that_was_under_way_when_all_were_forgotten_does_not_count
     assert permits.room("q", 10) == 0
     await permits.ask()
     assert permits.room("q", 10) == 10
+
+
+class Book:
+    """The rows of one queue's permits, and one scheduler that asks for them."""
+
+    def __init__(self) -> None:
+        self.limit: int | None = 10
+        self.ready = 0
+        self.rows: dict[str, int] = {}
+        self.lost = False
+        self.permits = Permits(self._share, self._queues, lambda _: 0, lambda _: self.ready)
+        self.permits.alone = False
+
+    def _queues(self) -> list[Queue]:
+        return [Queue("q", max_running=self.limit)]
+
+    async def _share(self, asks: Sequence[PermitAsk]) -> tuple[list[Grant], bool]:
+        grants = [grant("me", ask, self.limit, {}, 0) for ask in asks]
+        self.rows |= {ask.queue: given.permits for ask, given in zip(asks, grants, strict=True)}
+        if self.lost:
+            raise OutcomeUnknown("the reply was lost")
+        return grants, True
+
+
+async def test_permits_of_a_queue_that_had_no_limit_meanwhile_are_given_back() -> None:
+    book = Book()
+    book.ready = 10
+    await book.permits.ask()
+    assert book.rows == {"q": 10}
+    book.limit, book.ready = None, 0
+    await book.permits.ask()
+    book.limit = 10
+    assert book.permits.room("q", 10) == 0
+    await book.permits.ask()
+    assert book.rows == {"q": 0}
+
+
+async def test_permits_that_were_given_in_a_lost_reply_are_given_back() -> None:
+    book = Book()
+    book.ready, book.lost = 10, True
+    with pytest.raises(OutcomeUnknown):
+        await book.permits.ask()
+    assert book.rows == {"q": 10}
+    book.ready, book.lost = 0, False
+    await book.permits.ask()
+    assert book.rows == {"q": 0}
 
 
 def owes(scheduler: Scheduler) -> bool:
