@@ -126,6 +126,7 @@ class Sweeper:
             self.recover.clear()
             try:
                 await self._kernel.store.find_started()
+                await self.read_lanes()  # also those of a moment ago: all that runs is to be known
                 for name in list(self._kernel.residents.lanes):
                     await self._recover(name)
                 self._give_back(self._kernel.orphans())

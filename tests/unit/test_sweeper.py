@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from unit.rig import (
+    HOUR,
     SECOND,
     Hand,
     append_unheard,
@@ -331,5 +332,24 @@ def test_a_session_that_was_called_gone_before_the_recovery_counts_too() -> None
             store.late.pop("find_started").set()
             await until(lambda: store._store._tables.jobs[job_id].state is State.SCHEDULED)
             assert store._store._tables.jobs[kept_id].state is State.RUNNING
+
+    run(scenario)
+
+
+def test_what_runs_of_a_queue_that_is_new_is_known_before_its_shards_are_called_recovered() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=8)
+        dead = scheduler_on(store, clock)
+        await dead.start()
+        async with scheduler_on(store, clock, sweep_ms=HOUR) as second:
+            await until(lambda: len(second._kernel.residents.shards) == 4)
+            hand = await Hand(dead, {"new": 100}).join()
+            await submit(dead, 1, queue="new")
+            assert len(await hand.poll()) == 1
+            for part in dead._parts:
+                part.cancel()
+            shards = second._kernel.residents.shards
+            await until(lambda: len(shards) == 8 and second._kernel.recovered)
+            assert len(second._kernel.leases) == 1
 
     run(scenario)
