@@ -124,7 +124,8 @@ class Ownership:
     async def release(self) -> None:
         """Give every shard back and be counted no more; raise `Unavailable`."""
         kernel = self._kernel
-        epochs, self._epochs = self._epochs, {}
+        epochs = self._owed | self._epochs
+        self._epochs, self._owed = {}, {}
         self._trusted_until_ms = 0
         if epochs:
             await kernel.store.release_shards(kernel.boot_id, epochs)
@@ -169,6 +170,8 @@ class Ownership:
             return
         kernel = self._kernel
         epochs = {number: self._epochs.pop(number) for number in numbers}
+        self._owed |= epochs
+        kernel.permits.unreleased = True
         kernel.residents.disown(numbers)
         # Not for long: the other shards are to be renewed in time, and what hangs is found again.
         with suppress(TimeoutError):
@@ -179,13 +182,8 @@ class Ownership:
                 ends = [lease.settling.wait() for lease in leases if lease.settling is not None]
                 await asyncio.gather(*ends)
         # Forgotten first: from its release on, only the new owner may say that a lease goes on.
-        self._owe(epochs)
         self._leave(epochs)
         await self._pay()
-
-    def _owe(self, epochs: dict[int, int]) -> None:
-        self._owed |= epochs
-        self._kernel.permits.unreleased = bool(self._owed)
 
     async def _pay(self) -> None:
         """Release what is owed; again with the next look if that fails."""

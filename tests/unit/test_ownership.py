@@ -200,6 +200,28 @@ def test_what_runs_in_a_shard_is_forgotten_before_the_shard_is_anybody_elses() -
     run(scenario)
 
 
+def test_who_stops_while_it_gives_shards_back_leaves_none_behind() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock, shards=8)
+        first = scheduler_on(store, clock)
+        await first.start()
+        hand = await Hand(first).join()
+        for _ in range(40):
+            await submit(first)
+        store.late["claim"] = asyncio.Event()
+        polling = asyncio.create_task(hand.poll())
+        await until(lambda: store.calls["claim"])
+        giving = asyncio.create_task(first._ownership._give_back([0, 1, 2]))
+        await asyncio.sleep(0.1)
+        giving.cancel()
+        store.late.pop("claim").set()
+        await polling
+        await first.stop()
+        assert {row.owner for row in store._store._tables.shards.values()} == {None}
+
+    run(scenario)
+
+
 def test_a_shard_of_which_this_process_runs_a_job_stays() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock, shards=4)
