@@ -73,6 +73,9 @@ class Scheduler:
         self._rng = rng or random.Random(random.SystemRandom().getrandbits(128))
         self._metrics = metrics or NoMetrics()
         self._url = url
+        self.failed = asyncio.Event()
+        """Set when a part has failed, which is a defect: nothing is fired here any more, and the
+        shards are left to others. Stop it, and start another."""
         self._parts: list[asyncio.Task[None]] = []
         self._wire()
 
@@ -131,7 +134,7 @@ class Scheduler:
             )
         ]
         for part in self._parts:
-            part.add_done_callback(report_failure)
+            part.add_done_callback(self._ended)
         self._local.start()
 
     async def stop(self) -> None:
@@ -249,7 +252,7 @@ class Scheduler:
         kernel = self._kernel
         if kernel.draining:
             return "shutting down"
-        stopped = [part.get_name() for part in self._parts if part.done()]
+        stopped = [each.get_name() for each in self._parts if each.done() and not each.cancelled()]
         if stopped or not self._parts:
             return f"not running: {', '.join(stopped) or 'not started'}"
         if self._ownership.skew_ms:
@@ -262,6 +265,14 @@ class Scheduler:
         if not self._loader.loaded():
             return "loading"
         return None
+
+    def _ended(self, part: asyncio.Task[None]) -> None:
+        """Let go of the shards if a part has failed: somebody else may fire what is in them."""
+        report_failure(part)
+        if not part.cancelled():
+            self.failed.set()
+            for each in self._parts:
+                each.cancel()
 
     async def _maintain(self) -> None:
         while True:

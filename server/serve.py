@@ -44,6 +44,7 @@ sixth of the process. Jobs that stay are shown to the collector as they come (`c
 """
 EXIT_CANNOT_START = 2
 EXIT_FORCED = 1
+EXIT_FAILED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class ServeOptions:
     settings: Settings = field(default_factory=Settings)
 
 
+class Failed(Exception):
+    """A part of the scheduler has failed; the log says how. Whoever looks after it starts it again."""
+
+
 class CannotStart(Exception):
     """The server can't start; the text is one line for the person who tried."""
 
@@ -90,13 +95,16 @@ def run(options: ServeOptions) -> None:
     except CannotStart as error:
         print(f"tickwheel: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CANNOT_START) from None
+    except Failed as failed:
+        print(f"tickwheel: {failed}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
 
 
 async def serve(options: ServeOptions, *, store: Store | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return; a second signal exits at once.
 
     Prints `listening on http://host:port` when it is ready. `store` replaces the one that the
-    options name. Raises `CannotStart`.
+    options name. Raises `CannotStart`, or `Failed` when a part of the scheduler does.
     """
     with signals() as stopping:
         async with contextlib.AsyncExitStack() as stack:
@@ -104,7 +112,7 @@ async def serve(options: ServeOptions, *, store: Store | None = None) -> None:
             sock = _bind(options.host, options.port)
             stack.callback(sock.close)
             try:
-                await _start(options, store, sock, tls, stack, stopping)
+                scheduler = await _start(options, store, sock, tls, stack, stopping)
             except TickwheelError as error:
                 raise CannotStart(error.detail) from error
             if not stopping.is_set():
@@ -112,8 +120,10 @@ async def serve(options: ServeOptions, *, store: Store | None = None) -> None:
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
                 print(f"listening on {_url(options.host, sock, tls)}", flush=True)
-            await stopping.wait()
+            await _first(stopping, scheduler.failed)
             LOG.info("stopping: what runs here is handed on; the signal again ends it at once")
+        if scheduler.failed.is_set():
+            raise Failed("a part of the scheduler has failed: its log says how, please report it")
 
 
 async def _start(
@@ -123,7 +133,7 @@ async def _start(
     tls: ssl.SSLContext | None,
     stack: contextlib.AsyncExitStack,
     stopping: asyncio.Event,
-) -> None:
+) -> Scheduler:
     if store is None:
         store = await _make_store(options, stack)
     metrics = ServerMetrics()
@@ -150,6 +160,7 @@ async def _start(
     stack.callback(stalls.stop)
     _listen(sock)
     await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG_MAX).start()
+    return scheduler
 
 
 async def _make_store(options: ServeOptions, stack: contextlib.AsyncExitStack) -> Store:
@@ -190,6 +201,14 @@ async def _until_ready(scheduler: Scheduler, stopping: asyncio.Event) -> None:
         async with asyncio.timeout(READY_SECONDS_MAX):
             while scheduler.not_ready() is not None and not stopping.is_set():  # noqa: ASYNC110
                 await asyncio.sleep(READY_POLL_SECONDS)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until one of them is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
 
 
 def _bind(host: str, port: int) -> socket.socket:

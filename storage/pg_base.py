@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import fields
 from typing import Final, TypeVar
-
-import asyncpg
 
 from tickwheel.core.job import Job, JobFilter, NewJob, State
 
 from . import pg_copy
 from .link import Link, Row
 from .partitions import Partitions
-from .pool import Pool, Work
+from .pool import Pool, TablesChanged, Work
 from .replica import Replica
 from .statements import Statements
 
@@ -57,7 +54,7 @@ class PgBase:
         await self._partitions.ensure(times_ms)
         try:
             return await self._pool.run(work)
-        except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError):
+        except TablesChanged:
             await self._pool.read(self._partitions.refresh)
             await self._partitions.ensure(times_ms)
             return await self._pool.run(work)
@@ -73,16 +70,15 @@ class PgBase:
     async def _reading_anywhere(self, work: Work[T]) -> T:
         """The same, on the replica if there is one that has seen everything up to now."""
         if self._replica is not None:
-            with suppress(asyncpg.UndefinedTableError):
-                answer = await self._replica.read(work)
-                if answer is not None:
-                    return answer[0]
+            answer = await self._replica.read(work)
+            if answer is not None:
+                return answer[0]
         return await self._reading(work)
 
     async def _despite_drops(self, run: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
         try:
             return await run(work)
-        except asyncpg.UndefinedTableError:
+        except TablesChanged:
             await self._pool.read(self._partitions.refresh)
             return await run(work)
 
@@ -92,7 +88,7 @@ class PgBase:
         """Insert rows; outside a transaction, in one of its own."""
         shares, homeless = self._partitions.split([job.scheduled_at_ms for job in jobs])
         if homeless:
-            raise asyncpg.UndefinedTableError("a partition is gone")
+            raise TablesChanged("a partition is gone")
         firsts = [jobs[places[0]] for places in shares.values()]
         late = any(self._late(job.scheduled_at_ms, job.created_at_ms) for job in firsts)
         if not link.in_transaction and (len(shares) > 1 or late):

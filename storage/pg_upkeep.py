@@ -19,8 +19,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-import asyncpg
-
 from tickwheel.core.errors import Unavailable
 from tickwheel.core.ids import scheduled_at_of
 
@@ -28,7 +26,7 @@ from .link import Link
 from .partitions import Partition
 from .pg_base import ID_MIN
 from .pg_load import PgLoad
-from .pool import Pool, Sleep
+from .pool import Pool, Sleep, TablesChanged
 
 PAGE: Final = 1_000
 PAGES_MAX: Final = 100
@@ -76,7 +74,7 @@ class PgUpkeep(PgLoad):
         To read them prunes their pages too, so that dead rows don't call vacuum.
         """
         clock = asyncio.get_running_loop().time
-        with suppress(asyncpg.UndefinedTableError):  # dropped meanwhile; the next time, then
+        with suppress(TablesChanged):  # dropped meanwhile; the next time, then
             for name in await self._pool.read(partial(self._partitions.live, until_ms=until_ms)):
                 place: int | None = self._led_ms
                 while place is not None:

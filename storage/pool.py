@@ -15,6 +15,7 @@ connections are dropped: they lead to where the primary was.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -25,6 +26,7 @@ from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, TickwheelError
 
 from .link import Link, connect
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
 Work = Callable[[Link], Awaitable[T]]
@@ -56,6 +58,10 @@ _AGAIN: Final = (
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
 )
+
+
+class TablesChanged(Unavailable):
+    """A partition that the statement is about was dropped, or is not there yet."""
 
 
 class Pool:
@@ -93,8 +99,8 @@ class Pool:
     async def run(self, work: Work[T], *, attempts_max: int = ATTEMPTS_MAX) -> T:
         """Return what `work` returns, after its commit.
 
-        Raises `Unavailable` (nothing was written), `OutcomeUnknown`, or `InvalidRequest` for a
-        value that the database refuses.
+        Raises `Unavailable` (nothing was written; `TablesChanged` if it is about tables),
+        `OutcomeUnknown`, or `InvalidRequest` for a value that the database refuses.
         """
         repeated = False
         for attempt in range(1, attempts_max + 1):
@@ -158,6 +164,12 @@ class Pool:
                 if isinstance(error, _NO_WRITES):
                     self.expire()
                 raise _Failed(error, in_doubt=lost and link.in_doubt) from error
+            except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError) as error:
+                raise TablesChanged(f"the database: {error}") from error
+            except asyncpg.PostgresError as error:
+                # Its disk, its settings, our rights: somebody may mend it while we go on trying.
+                _LOG.error("the database refuses: %s", error)
+                raise Unavailable(f"the database: {error}") from error
             finally:
                 self._give_back(link)
 

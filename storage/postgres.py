@@ -25,9 +25,6 @@ import random
 from functools import partial
 from typing import Any, Final
 
-import asyncpg
-
-from tickwheel.core.errors import Unavailable
 from tickwheel.core.ids import SHARDS_MAX
 from tickwheel.core.schedule import DAY_MS
 
@@ -113,12 +110,9 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
     async def open(self) -> None:
         """Connect, and migrate the schema if it is behind; raise `Unavailable` if that fails."""
         work = partial(migrate, sql=self._sql, shards=self._shards)
-        try:
-            self._shards = await self._ddl_pool.run(work, attempts_max=MIGRATE_ATTEMPTS_MAX)
-            await self._ddl_pool.run(self._finalize)
-            await self._pool.read(self._partitions.refresh)
-        except asyncpg.PostgresError as error:
-            raise Unavailable(f"the database: {error}") from error
+        self._shards = await self._ddl_pool.run(work, attempts_max=MIGRATE_ATTEMPTS_MAX)
+        await self._ddl_pool.run(self._finalize)
+        await self._pool.read(self._partitions.refresh)
 
     async def close(self) -> None:
         """Give everything back. Idempotent."""

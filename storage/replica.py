@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 from typing import Final, TypeVar
 
-import asyncpg
-
 from tickwheel.core.errors import TickwheelError
 
 from .link import Link
@@ -60,7 +58,7 @@ class Replica:
         except _Behind:
             self._not_before = clock() + BEHIND_SECONDS
             return None
-        except (TickwheelError, asyncpg.PostgresError):
+        except TickwheelError:
             self._not_before = clock() + AWAY_SECONDS
             return None
         self.reads += 1

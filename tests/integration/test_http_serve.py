@@ -27,6 +27,14 @@ from tickwheel.server.auth import new_key
 from tickwheel.storage import MemoryStore
 
 class Store(MemoryStore):
+    looks = 0
+
+    async def queues(self):
+        Store.looks += 1
+        if "broken" in sys.argv and Store.looks > 3:
+            raise ZeroDivisionError
+        return await super().queues()
+
     async def close(self):
         if "stuck" in sys.argv:
             print("closing", flush=True)
@@ -123,6 +131,15 @@ def test_a_second_signal_ends_it_at_once() -> None:
         assert process.stdout.readline() == "closing\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_SECONDS) == 1
+
+
+def test_a_part_that_fails_ends_it_with_1_so_that_it_is_started_again() -> None:
+    with server("broken") as process:
+        ready(process)
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        assert (process.returncode, out) == (1, "")
+        assert "ZeroDivisionError" in err
+        assert err.splitlines()[-1].startswith("tickwheel: a part of the scheduler has failed")
 
 
 def refusal(*arguments: str, program: str = SERVE) -> str:

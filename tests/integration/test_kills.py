@@ -68,6 +68,28 @@ async def test_a_killed_server_loses_nothing_and_repeats_nothing_that_ran(
         assert len(ends) == len(starts)
 
 
+async def test_a_table_that_is_broken_for_a_while_is_waited_for_and_what_ended_is_written_then(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with cluster(postgres_dsn, "broken", tmp_path) as house:
+        server = await house.server()
+        house.worker()
+
+        async def disaster() -> None:
+            connection = await asyncpg.connect(postgres_dsn)
+            try:
+                await connection.execute("ALTER TABLE broken.jobs RENAME state TO elsewhere")
+                await asyncio.sleep(2)
+                await connection.execute("ALTER TABLE broken.jobs RENAME elsewhere TO state")
+            finally:
+                await connection.close()
+
+        await _survive(house, postgres_dsn, disaster, lease_seconds=10.0)
+        assert server.poll() is None
+        starts = [line["job"] for line in house.runs() if line["event"] == "start"]
+        assert len(starts) == len(set(starts))
+
+
 async def test_attempts_run_on_at_their_workers_while_the_server_is_stopped_and_started_again(
     postgres_dsn: str, tmp_path: Path
 ) -> None:

@@ -59,7 +59,7 @@ def test_a_start_that_fails_closes_the_store() -> None:
     run(scenario)
 
 
-def test_a_part_that_fails_is_told_of_and_not_ready_names_it() -> None:
+def test_a_part_that_fails_is_told_of_and_what_it_leaves_behind_is_taken_over() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock)
         told: list[object] = []
@@ -76,6 +76,11 @@ def test_a_part_that_fails_is_told_of_and_not_ready_names_it() -> None:
             await asyncio.sleep(2)
             assert scheduler.not_ready() == "not running: sweeper"
             assert [type(error) for error in told] == [ZeroDivisionError]
+            assert scheduler.failed.is_set()
+            del store.queues  # type: ignore[method-assign]
+            async with scheduler_on(store, clock) as other:
+                await until(lambda: len(other._kernel.residents.shards) == 4)
+                await until(lambda: other.not_ready() is None)
 
     run(scenario)
 
