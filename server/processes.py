@@ -30,7 +30,13 @@ _PROGRAM = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
 async def supervise(options: ServeOptions, count: int) -> None:
     """Run `count` schedulers until SIGTERM or SIGINT. Raises `CannotStart` if one can't start."""
     async with contextlib.AsyncExitStack() as stack:
-        stopping = stack.enter_context(signals())
+        children: list[_Child] = []
+
+        def kill() -> None:
+            for child in children:
+                child.kill()
+
+        stopping = stack.enter_context(signals(kill))
         dsn = options.dsn
         if dsn is None:
             dsn = await embedded(options.data_dir, stack)
@@ -39,7 +45,7 @@ async def supervise(options: ServeOptions, count: int) -> None:
         if options.replica_dsn is not None:
             environment["TICKWHEEL_REPLICA_DSN"] = options.replica_dsn
         ports = [options.port + number if options.port else 0 for number in range(count)]
-        children = [_Child(arguments(options, port), environment, stopping) for port in ports]
+        children += [_Child(arguments(options, port), environment, stopping) for port in ports]
         tasks: list[asyncio.Task[None]] = []
         try:
             for child in children:
@@ -72,7 +78,14 @@ class _Child:
         self._command = command
         self._environment = environment
         self._stopping = stopping
+        self._process: asyncio.subprocess.Process | None = None
         self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process is not None:
+                self._process.kill()
 
     async def live(self) -> None:
         """Run it until the end, again whenever it ends by itself.
@@ -96,7 +109,7 @@ class _Child:
 
     async def _run(self) -> int:
         """Run one process to its end and return its status."""
-        process = await asyncio.create_subprocess_exec(
+        self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
             _PROGRAM,

@@ -17,7 +17,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -263,13 +263,15 @@ def _url(host: str, sock: socket.socket, tls: ssl.SSLContext | None) -> str:
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[asyncio.Event]:
-    """Yield what SIGTERM or SIGINT sets; a second one ends the process at once."""
+def signals(forced: Callable[[], None] | None = None) -> Iterator[asyncio.Event]:
+    """Yield what SIGTERM or SIGINT sets; a second one calls `forced`, and ends the process at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
         if stopping.is_set():
+            if forced is not None:
+                forced()
             os._exit(EXIT_FORCED)
         stopping.set()
 

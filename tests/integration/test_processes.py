@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,3 +85,36 @@ async def test_where_one_cannot_start_the_others_end(started: Callable[[str], Pa
             await processes.supervise(options, 2)
     assert len(_pids(path)) == 2
     _none_left(path)
+
+
+_PARENT = """
+from tickwheel.server import processes, serve
+processes._PROGRAM = {program!r}
+serve.run(serve.ServeOptions(dsn="postgresql://nobody@127.0.0.1:1/x", port=7001, processes=2))
+"""
+
+
+def test_a_second_signal_ends_them_all_at_once(started: Callable[[str], Path]) -> None:
+    ignoring = "signal.signal(signal.SIGTERM, lambda *_: print('draining', file=sys.stderr))"
+    path = started(f"{ignoring}\nprint('listening', flush=True)\nwhile True: signal.pause()")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT.format(program=processes._PROGRAM)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stderr is not None
+    try:
+        assert [parent.stdout.readline() for _ in range(2)] == ["listening\n"] * 2
+        parent.send_signal(signal.SIGTERM)
+        assert [parent.stderr.readline() for _ in range(2)] == ["draining\n"] * 2
+        parent.send_signal(signal.SIGTERM)
+        parent.communicate(timeout=20)  # both pipes end when nobody has them any more
+        assert parent.returncode == 1
+    finally:
+        parent.kill()
+        for pid in _pids(path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        parent.communicate()
