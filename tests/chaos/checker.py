@@ -18,9 +18,14 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from tickwheel.core.settings import Settings
+
 Line = Mapping[str, Any]
 ROUNDING_SECONDS = 0.001
 LOOKS_BEFORE = 15
+LOST_LEASES_MAX = Settings().default_lost_leases_max
+FATAL_TASK = "poison"
+"""A job of it is dead once its worker is (`on_lost_lease`)."""
 FORBIDDEN = (
     "lost",
     "early",
@@ -33,10 +38,12 @@ FORBIDDEN = (
     "dead_without_letter",
     "letter_without_death",
     "over_budget",
+    "ended_unasked",
     "ticks_unmet",
     "ticks_extra",
     "over_limit",
     "unfinished",
+    "parts_failed",
 )
 """What must be zero."""
 
@@ -71,12 +78,16 @@ class Verdict:
     dead_without_letter: int = 0
     letter_without_death: int = 0
     over_budget: int = 0
+    ended_unasked: int = 0
+    """Cancelled though nobody asked for it, dead with some of its budget left, or otherwise over."""
     ticks_unmet: int = 0
     ticks_extra: int = 0
     over_limit: int = 0
     looks: int = 0
     """How often it was looked what runs of the limited queue."""
     unfinished: int = 0
+    parts_failed: int = 0
+    """How often a part of a scheduler failed."""
     faults: Counter[str] = field(default_factory=Counter)
     recovery: dict[str, list[float]] = field(default_factory=dict)
     """By fault: the worst lateness of what was due within the ten seconds after it."""
@@ -153,9 +164,9 @@ def check(
 ) -> Verdict:
     """Judge a run that has come to rest.
 
-    A start tells until when its worker held the lease (`held_until`), renewals not counted.
-    `rows` are the jobs (id, state, token, failures, lost_leases, max_attempts, reason, schedule_id,
-    queue, tags, …), `letters` the ids of dead letters, `ticks` the fire times of each schedule.
+    A line of a worker tells until when it holds the lease by then (`held_until`).
+    `rows` are the jobs (id, task, state, token, failures, lost_leases, max_attempts, reason,
+    schedule_id, tags), `letters` the ids of dead letters, `ticks` the fire times of each schedule.
     """
     verdict = Verdict()
     by_id = {row["id"]: row for row in rows}
@@ -171,11 +182,16 @@ def check(
         for line in workers
         if line["event"] in ("failed", "cut")
     }
+    held_until: dict[tuple[str, int], float] = defaultdict(float)
+    for line in workers:
+        key = line["job"], line["token"]
+        held_until[key] = max(held_until[key], line["held_until"])
     _acknowledged(verdict, producer, by_id)
     _cancelled(verdict, producer, by_id, starts)
     dues = {line["job"]: line["due"] for line in producer if line["event"] == "acked"}
-    _executions(verdict, starts, dues, given_up)
+    _executions(verdict, starts, dues, given_up, held_until)
     _rows(verdict, by_id, ends, set(letters))
+    _causes(verdict, producer, rows)
     _ticks(verdict, producer, by_id, ticks, tick_seconds)
     _recovery(verdict, faults, starts)
     return verdict
@@ -218,6 +234,7 @@ def _executions(
     starts: Mapping[str, list[Line]],
     dues: Mapping[str, float],
     given_up: Mapping[tuple[str, int], float],
+    held_until: Mapping[tuple[str, int], float],
 ) -> None:
     for job, lines in starts.items():
         verdict.executions += len(lines)
@@ -233,7 +250,7 @@ def _executions(
                 _note(verdict, "tokens_went_back", line)
             elif line["at"] < given_up.get((job, before["token"]), float("inf")):
                 verdict.re_executions += 1
-                if line["at"] < before["held_until"]:
+                if line["at"] < held_until[job, before["token"]]:
                     _note(verdict, "overlapping_tokens", line)
 
 
@@ -256,6 +273,22 @@ def _rows(
             _note(verdict, "stale_accepted", row)
         if row["failures"] > row["max_attempts"]:
             _note(verdict, "over_budget", row)
+
+
+def _causes(verdict: Verdict, producer: Sequence[Line], rows: Sequence[Line]) -> None:
+    """Look for ends that nobody wanted, and that nothing which happened is the reason of."""
+    asked = {line["job"] for line in producer if line["event"] == "cancel"}
+    for row in rows:
+        if row["state"] in ("scheduled", "running", "succeeded"):
+            continue
+        if row["state"] == "cancelled":
+            caused = row["id"] in asked or row["reason"] == "schedule_changed"
+        else:
+            spent = row["failures"] >= row["max_attempts"]
+            fatal = 0 if row["task"] == FATAL_TASK else LOST_LEASES_MAX
+            caused = row["state"] == "dead" and (spent or row["lost_leases"] > fatal)
+        if not caused:
+            _note(verdict, "ended_unasked", row)
 
 
 def _ticks(

@@ -141,6 +141,7 @@ class Producer:
         self._note("acked", job=job["id"], key=key, due=due, task=task, again=again, at=now())
         if cancels:
             await asyncio.sleep(rng.uniform(0, 2))
+            self._note("cancel", job=job["id"], at=now())
             try:
                 job = await self._until(lambda client: client.cancel(job["id"]))
             except (Conflict, NotFound):

@@ -89,8 +89,8 @@ async def verdict_of(running: House) -> Verdict:
     connection = await asyncpg.connect(running.dsn)
     try:
         rows = await connection.fetch(
-            "SELECT id::text, state, fencing_token AS token, failures, lost_leases, max_attempts,"
-            f" reason, schedule_id, queue, tags FROM {SCHEMA}.jobs"
+            "SELECT id::text, task, state, fencing_token AS token, failures, lost_leases,"
+            f" max_attempts, reason, schedule_id, tags FROM {SCHEMA}.jobs"
         )
         letters = await connection.fetch(f"SELECT id::text FROM {SCHEMA}.dead_letters")
         ticks: dict[str, list[float]] = {}
@@ -102,7 +102,7 @@ async def verdict_of(running: House) -> Verdict:
     finally:
         await connection.close()
     workers = [line for path in running.ledger_files for line in read(path)]
-    return check(
+    verdict = check(
         read(running.folder / "producer.jsonl"),
         workers,
         read(running.folder / "faults.jsonl"),
@@ -111,6 +111,9 @@ async def verdict_of(running: House) -> Verdict:
         ticks,
         tick_seconds=TICK_SECONDS,
     )
+    logs = [path.read_text() for path in running.folder.glob("scheduler-*.log")]
+    verdict.parts_failed = sum(log.count("a part of the scheduler failed") for log in logs)
+    return verdict
 
 
 def _keep(verdict: Verdict) -> str:

@@ -40,6 +40,7 @@ class Run:
 def row(job: str, **fields: Any) -> dict[str, Any]:
     return {
         "id": job,
+        "task": "note",
         "state": "succeeded",
         "token": 1,
         "failures": 0,
@@ -47,7 +48,6 @@ def row(job: str, **fields: Any) -> dict[str, Any]:
         "max_attempts": 3,
         "reason": None,
         "schedule_id": None,
-        "queue": "default",
         "tags": None,
         **fields,
     }
@@ -64,6 +64,7 @@ def good() -> Run:
         run.producer.append({"event": "acked", "job": job, "key": f"key of {job}", "due": 1.0})
     run.producer[0]["again"] = True
     run.producer += [
+        {"event": "cancel", "job": "c", "at": 1.9},
         {"event": "cancelled", "job": "c", "state": "cancelled", "at": 2.0},
         {"event": "schedules", "at": 9.5, "ids": ["tick"]},
         {"event": "schedules-end", "at": 14.0},
@@ -75,14 +76,14 @@ def good() -> Run:
         ran("b", "start", 2, 4.2),
         ran("b", "failed", 2, 4.3),
         ran("b", "start", 3, 4.4),
-        ran("b", "end", 1, 3.9),
+        ran("b", "end", 1, 3.9) | {"held_until": 3.5},
         ran("d", "start", 1, 1.3),
     ]
     run.rows = [
         row("a", tags=["key of a"]),
         row("b", token=3, state="dead", failures=3),
         row("c", token=0, state="cancelled"),
-        row("d", state="dead"),
+        row("d", task="poison", state="dead", lost_leases=1),
     ]
     run.letters = ["b", "d"]
     run.ticks = {"tick": TICKS}
@@ -145,7 +146,8 @@ def _sent_after_cancel(run: Run) -> None:
 
 
 def _key_with_two_jobs(run: Run) -> None:
-    run.rows.append(row("e", tags=["key of a"], state="cancelled"))
+    run.rows.append(row("e", tags=["key of a"], state="succeeded", token=1))
+    run.workers += [ran("e", event, 1, 1.1) for event in ("start", "end")]
 
 
 def _dead_without_letter(run: Run) -> None:
@@ -160,13 +162,18 @@ def _over_budget(run: Run) -> None:
     run.rows[1]["failures"] = 4
 
 
+def _ended_unasked(run: Run) -> None:
+    run.rows[0]["state"] = "cancelled"
+
+
 def _ticks_unmet(run: Run) -> None:
     run.ticks["tick"] = [10.0, 11.0, 13.0, 14.0]
     run.producer[-1]["at"] = 15.0
 
 
 def _ticks_extra(run: Run) -> None:
-    run.rows.append(row("tick-x", schedule_id="tick", state="cancelled"))
+    run.rows.append(row("tick-x", schedule_id="tick", state="dead", lost_leases=4))
+    run.letters.append("tick-x")
 
 
 def _unfinished(run: Run) -> None:
@@ -181,7 +188,7 @@ BREACHES: dict[str, Callable[[Run], None]] = {
 
 
 def test_every_promise_has_its_breach() -> None:
-    assert BREACHES.keys() | {"over_limit"} == set(FORBIDDEN)
+    assert BREACHES.keys() | {"over_limit", "parts_failed"} == set(FORBIDDEN)
 
 
 @pytest.mark.parametrize("name", BREACHES)
@@ -202,6 +209,28 @@ def test_a_job_that_runs_before_the_time_that_was_asked_for_is_early_whatever_it
     assert run.verdict().early == 1
 
 
+@pytest.mark.parametrize(
+    ("place", "fields"),
+    [
+        (0, {"state": "expired"}),
+        (0, {"state": "dead", "lost_leases": 3}),
+        (0, {"state": "dead", "failures": 2}),
+        (3, {"lost_leases": 0}),
+    ],
+)
+def test_an_end_without_a_reason_is_found(place: int, fields: dict[str, Any]) -> None:
+    run = good()
+    run.rows[place] |= fields
+    assert run.verdict().ended_unasked == 1
+
+
+def test_renewals_count_for_how_long_a_lease_is_held() -> None:
+    run = good()
+    run.workers.append(ran("b", "end", 1, 4.0))
+    run.workers[-1]["held_until"] = 4.3
+    assert run.verdict().overlapping_tokens == 1
+
+
 def test_a_job_that_was_cancelled_and_ended_otherwise_is_found() -> None:
     run = good()
     run.rows[2]["state"] = "dead"
@@ -213,7 +242,7 @@ def test_an_attempt_that_begins_before_the_one_before_was_told_to_stop_waits_for
     None
 ):
     run = good()
-    run.workers += [ran("b", "cut", 1, 5.0)]
+    run.workers += [ran("b", "cut", 1, 5.0) | {"held_until": 3.5}]
     assert run.verdict().ok
     run.workers[3]["at"] = 3.4
     assert run.verdict().overlapping_tokens == 1
