@@ -7,7 +7,6 @@ ClientError
     NotAllowed       the operator mends key or scopes  401 403
     NotFound         there is no such thing (any more) 404
     Conflict         what is stored contradicts it     409
-    NotOwner         ask the scheduler that owns it    421
     TryLater         nobody: repeat it later           429 5xx
 """
 
@@ -56,7 +55,6 @@ class ProblemError(ClientError):
         *,
         pointer: str = "",
         retry_after_seconds: float | None = None,
-        owner: str = "",
     ) -> None:
         super().__init__(f"{status} {code}: {detail}" + (f" ({pointer})" if pointer else ""))
         self.status = status
@@ -64,7 +62,6 @@ class ProblemError(ClientError):
         self.detail = detail
         self.pointer = pointer
         self.retry_after_seconds = retry_after_seconds
-        self.owner = owner
 
 
 class InvalidRequest(ProblemError):
@@ -83,10 +80,6 @@ class Conflict(ProblemError):
     """What is stored contradicts the request: the job ended, the key was used for another body."""
 
 
-class NotOwner(ProblemError):
-    """Another scheduler owns this shard: `owner` says which."""
-
-
 class TryLater(ProblemError):
     """Full, overloaded, draining or broken: repeat it after `retry_after_seconds`."""
 
@@ -96,7 +89,6 @@ _BY_STATUS: dict[int, type[ProblemError]] = {
     403: NotAllowed,
     404: NotFound,
     409: Conflict,
-    421: NotOwner,
     429: TryLater,
 }
 
@@ -116,7 +108,6 @@ def problem(status: int, body: bytes, retry_after: str | None = None) -> Problem
         str(document.get("detail") or document.get("title") or "no detail given"),
         pointer=str(document.get("pointer") or ""),
         retry_after_seconds=_seconds(retry_after),
-        owner=str(document.get("owner") or ""),
     )
 
 

@@ -80,8 +80,10 @@ class Runtime:
         finally:
             if not self._stop.done() or self._stop.cancelled() or self._stop.exception():
                 self._hurry.set()  # cancelled or failed: there is nobody to wait for
-            await asyncio.shield(self._end())
-            ticker.cancel()
+            try:
+                await asyncio.shield(self._end())
+            finally:
+                ticker.cancel()
 
     def _add(self, url: str, *, required: bool = False) -> Session:
         """Add a session; if a required one is refused at first, the worker ends."""

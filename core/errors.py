@@ -1,8 +1,8 @@
 """Every error that Tickwheel raises on purpose, sorted by who must act on it.
 
 `InvalidRequest`, `NotFound`, `Conflict` are for the caller to mend; `QueueFull` and `Unavailable`
-are for the caller to repeat after `retry_after_seconds`; `UnknownWorker` and `NotOwner` are for a
-worker to register again, or elsewhere. Each carries a stable `code` for programs.
+are for the caller to repeat after `retry_after_seconds`; `UnknownWorker` is for a worker to register
+again. Each carries a stable `code` for programs.
 """
 
 from __future__ import annotations
@@ -83,13 +83,3 @@ class UnknownWorker(TickwheelError):
     """No such worker session here (the scheduler restarted, or it timed out): register again."""
 
     code = "unknown_worker"
-
-
-class NotOwner(TickwheelError):
-    """Another scheduler owns this job's shard: `owner` says which."""
-
-    code = "not_owner"
-
-    def __init__(self, detail: str, *, owner: str = "") -> None:
-        super().__init__(detail)
-        self.owner = owner

@@ -321,4 +321,3 @@ class Problem(Answer):
     code: str
     request_id: str
     pointer: str = ""
-    owner: str = ""

@@ -183,8 +183,10 @@ class Door(asyncio.Protocol):
         ):
             if len(self._known) >= HEADS_MAX:
                 self._known.clear()
-            if (key := _without_length(self._head, length)) is not None:
-                self._known[key] = headers.get(hdrs.AUTHORIZATION, "")
+            authorization = headers.get(hdrs.AUTHORIZATION, "")
+            # What is no text is nobody's key, and has no digest.
+            if authorization.isascii() and (key := _without_length(self._head, length)) is not None:
+                self._known[key] = authorization
 
     def _take(self, data: bytes, end: int) -> bool:
         key = _without_length(self._head, len(data) - end)

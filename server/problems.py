@@ -24,7 +24,6 @@ from tickwheel.core.errors import (
     Conflict,
     InvalidRequest,
     NotFound,
-    NotOwner,
     QueueFull,
     TickwheelError,
     Unavailable,
@@ -120,7 +119,6 @@ STATUS: dict[type[TickwheelError], int] = {
     Conflict: 409,
     TooLarge: 413,
     UnsupportedMedia: 415,
-    NotOwner: 421,
     InvalidRequest: 422,
     QueueFull: 429,
     Unavailable: 503,
@@ -147,8 +145,6 @@ def answer(error: BaseException, method: str, path: str) -> Answer:
     extra: dict[str, object] = {}
     if pointer := getattr(error, "pointer", ""):
         extra["pointer"] = pointer
-    if owner := getattr(error, "owner", ""):
-        extra["owner"] = owner
     return problem(path, status, error.code, error.detail, extra, headers)
 
 

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from integration.http_house import House, house
 
-from tickwheel.core.errors import NotOwner, OutcomeUnknown, TickwheelError, Unavailable
+from tickwheel.core.errors import OutcomeUnknown, TickwheelError, Unavailable
 from tickwheel.server import http
 from tickwheel.server.problems import STATUS
 
@@ -271,7 +271,6 @@ def test_every_error_has_a_status() -> None:
         (Unavailable("no store", retry_after_seconds=2.5), 503, "unavailable"),
         (Unavailable("stopping", code="draining"), 503, "draining"),
         (OutcomeUnknown("lost"), 503, "outcome_unknown"),
-        (NotOwner("elsewhere", owner="http://b"), 421, "not_owner"),
     ],
 )
 async def test_what_the_scheduler_refuses_is_told_as_such(
@@ -285,9 +284,7 @@ async def test_what_the_scheduler_refuses_is_told_as_such(
         h.scheduler.jobs.put = put  # type: ignore[method-assign]
         reply = await h.call("POST", "/v1/jobs", JOB)
         assert (reply.status, reply.code) == (status, code)
-        if isinstance(error, NotOwner):
-            assert reply.body["owner"] == "http://b"
-        elif error.code == "unavailable":
+        if error.code == "unavailable":
             assert reply.headers["Retry-After"] == "3"
 
 

@@ -139,6 +139,14 @@ async def test_a_length_written_otherwise_is_answered_all_the_same(
         assert len(await h.jobs()) == 3
 
 
+async def test_a_key_that_is_no_text_is_nobodys_and_never_takes_the_lane(lane: Watch) -> None:
+    async with house() as h, line(h) as one:
+        for _ in range(2):
+            assert (await one.ask(post(JOB, b"Authorization: Bearer \xff\xfe"))).status == 201
+        assert lane.taken == []
+        assert len(await h.jobs()) == 2
+
+
 async def test_a_repeat_of_an_idempotency_key_is_answered_on_the_lane_with_the_first_job(
     lane: Watch,
 ) -> None:

@@ -77,7 +77,7 @@ def test_a_part_that_fails_is_told_of_and_what_it_leaves_behind_is_taken_over() 
             assert scheduler.not_ready() == "not running: sweeper"
             assert [type(error) for error in told] == [ZeroDivisionError]
             assert scheduler.failed.is_set()
-            del store.queues  # type: ignore[method-assign]
+            del store.queues
             async with scheduler_on(store, clock) as other:
                 await until(lambda: len(other._kernel.residents.shards) == 4)
                 await until(lambda: other.not_ready() is None)

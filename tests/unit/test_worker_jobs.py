@@ -513,6 +513,20 @@ async def test_hooks_run_at_start_and_stop_and_around_each_job(fake: FakeSchedul
     assert item["result"] == 5
 
 
+async def test_a_stop_hook_that_fails_leaves_nothing_running(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+
+    @worker.on_stop
+    def stopped() -> None:
+        raise ZeroDivisionError
+
+    before = asyncio.all_tasks()
+    with pytest.raises(ZeroDivisionError):
+        async with worker:
+            await fake.until(lambda: fake.asked("poll"))
+    assert asyncio.all_tasks() <= before
+
+
 async def test_handlers_never_see_each_others_context_variables(fake: FakeScheduler) -> None:
     worker = Worker(fake.url, queues={"default": 100})
     who: contextvars.ContextVar[int | None] = contextvars.ContextVar("who", default=None)

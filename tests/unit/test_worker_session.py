@@ -506,7 +506,7 @@ async def test_when_a_scheduler_dies_another_is_told_how_its_jobs_ended(
         worker = Worker([fake.url, other.url], queues={"default": 10})
         async with worker:
             await other.until(lambda: other.asked("poll"))
-            fake.refuse("report", 421, "not_owner", times=1_000)
+            fake.refuse("report", 503, "unavailable", times=1_000)
             job_id = _quick(worker, fake)
             await other.reported("succeeded", job_id)
 
