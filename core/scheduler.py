@@ -54,7 +54,7 @@ class Scheduler:
 
     `clock`, `rng` and `metrics` default to the system's clock, a seed from the system, and
     nothing. `url` is where remote workers reach it, if they do. Use it as an async context manager,
-    or `start` and `stop` it.
+    or `start` and `stop` it. If `failed` is ever set, stop it and start another.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Scheduler:
         self._metrics = metrics or NoMetrics()
         self._url = url
         self.failed = asyncio.Event()
-        """Set when a part has failed, which is a defect: nothing is fired here any more, and the
-        shards are left to others. Stop it, and start another."""
+        """A part has failed, which is a defect: nothing is fired here any more, and its shards are
+        left to others."""
         self._parts: list[asyncio.Task[None]] = []
         self._wire()
 
