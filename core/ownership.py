@@ -106,7 +106,7 @@ class Ownership:
         if self._epochs:
             kept = await kernel.store.renew_shards(kernel.boot_id, self._epochs, ttl_ms)
             self._lose(set(self._epochs) - kept)
-        members = await kernel.store.join(self._me, ttl_ms)
+        members = await self._join(self._me)
         kernel.hints.alone = len(members) == 1
         if len(members) > 1:
             await self._share_limits()
@@ -133,6 +133,13 @@ class Ownership:
         kernel.hints.say("shards")
         await kernel.hints.flush()
 
+    async def _join(self, me: Member) -> list[Member]:
+        """Be counted, and return all that are; raise `Unavailable` if it took longer than it lasts."""
+        members = await self._kernel.store.join(me, self._kernel.settings.shard_ttl_ms)
+        if all(each.id != me.id for each in members):
+            raise Unavailable("counted out again before the answer came")
+        return members
+
     async def _share_limits(self, share: bool = True) -> None:
         """Take permits for limited queues from now on; or, being alone with all shards, no more.
 
@@ -146,7 +153,7 @@ class Ownership:
             kernel.permits.alone = False
             await kernel.permits.ask()
         me = self._me._replace(shares=share)
-        members = await kernel.store.join(me, kernel.settings.shard_ttl_ms)
+        members = await self._join(me)
         self._me = me
         kernel.permits.alone = not share and len(members) == 1
 

@@ -21,6 +21,7 @@ from tickwheel.core import Scheduler, Unavailable
 from tickwheel.core.ids import shard_of
 from tickwheel.core.job import State
 from tickwheel.core.neighbours import SUSPECTED_MS
+from tickwheel.core.ports_cluster import Member
 from tickwheel.core.protocol import Report
 from tickwheel.core.testing import VirtualClock, run
 from tickwheel.storage import MemoryStore
@@ -260,6 +261,32 @@ def test_trust_ends_a_margin_before_the_lease_and_comes_back_with_the_store() ->
             await asyncio.sleep(1.5)
             assert scheduler._ownership.trusted()
             assert scheduler.not_ready() is None
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_who_was_counted_out_before_the_answer_came_joins_again(others: int) -> None:
+    """Found by chaos: one that was stopped in between found no member at all, and stood still."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            join = store._store.join
+
+            async def slow(member: Member, ttl_ms: int) -> list[Member]:
+                store._store.join = join  # type: ignore[method-assign]
+                await join(member, ttl_ms)
+                return [Member("other", "", 0)] * others
+
+            store._store.join = slow  # type: ignore[method-assign]
+            with pytest.raises(Unavailable):
+                await scheduler._ownership.keep()
+            assert scheduler._kernel.permits.alone
+            store._store.join = slow  # type: ignore[method-assign]
+            await asyncio.sleep(10)
+            assert scheduler.not_ready() is None
+            assert not scheduler.failed.is_set()
 
     run(scenario)
 
