@@ -14,7 +14,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,19 @@ async def _watch_memory(running: House, peaks: list[float]) -> None:
                 if popen is not None:
                     peaks.append(psutil.Process(popen.pid).memory_info().rss / 2**20)
         await asyncio.sleep(LOOK_SECONDS * 20)
+
+
+@contextlib.asynccontextmanager
+async def _meanwhile(*watches: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have these go on until the end of the block, none of them by itself before."""
+    watching = asyncio.gather(*watches)
+    try:
+        yield
+        assert not watching.done(), watching.exception()
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
 
 
 async def rest(running: House) -> None:
@@ -151,16 +164,11 @@ async def test_no_promise_is_broken_whatever_befalls_the_system() -> None:
             monkey = Monkey(running, random.Random(SEED + 1))
             looks: list[dict[str, Any]] = []
             memory: list[float] = []
-            watching = asyncio.gather(
-                _watch_limit(running.dsn, looks), _watch_memory(running, memory)
-            )
-            await asyncio.gather(producer.run(MINUTES * 60), monkey.run(MINUTES * 60))
-            await running.ready()
-            await producer.end()
-            await rest(running)
-            assert watching.cancel(), watching.exception()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            async with _meanwhile(_watch_limit(running.dsn, looks), _watch_memory(running, memory)):
+                await asyncio.gather(producer.run(MINUTES * 60), monkey.run(MINUTES * 60))
+                await running.ready()
+                await producer.end()
+                await rest(running)
             verdict = await verdict_of(running)
             look_at(verdict, looks, LIMIT)
             verdict.rss_max_mib = max(memory)
