@@ -1,7 +1,8 @@
 """`make mutate`: take each guard away, in a copy of the sources, and see which test tells.
 
-Prints a table, and writes it to `docs/mutations.md` if those were all, and none was missed; exits 1 if a guard can
-be removed unnoticed, or is not where it was.
+The tests of all guards run once with all of them in place: only what passes then can tell anything.
+Prints a table, and writes it to `docs/mutations.md` if those were all, and none was missed; exits 1
+if a guard can be removed unnoticed, or is not where it was, or tests fail with all in place.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mutation.guards import GUARDS, Guard
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("core", "storage", "server", "client", "bench")
 SECONDS_MAX = 300
+HANGS_AFTER = 5
+"""So many times what its tests take otherwise must have passed, too, until a run is said to hang."""
 NOBODY = "NONE"
 PAGE = ROOT / "docs" / "mutations.md"
 _HEAD = """# Guards, and the tests that tell
@@ -34,6 +40,7 @@ which writes this page.
 |---|---|---|
 """
 _FAILED = re.compile(r"^FAILED (\S+)", re.MULTILINE)
+_WRONG = re.compile(r"^(?:FAILED|ERROR) .*", re.MULTILINE)
 
 
 def copied(folder: Path) -> Path:
@@ -65,57 +72,86 @@ def without(guard: Guard, text: str) -> str:
     return text[:place] + guard.instead + text[place + len(guard.text) :]
 
 
-def told(guard: Guard, folder: Path, library: Path) -> str | None:
+def seconds_with_all(tests: str, folder: Path, library: Path) -> float:
+    """Return how long these tests take with all guards in place; raise ValueError if they fail."""
+    began = time.monotonic()
+    try:
+        ran = _run(tests, folder, library, SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{tests} hangs with all guards in place") from None
+    if ran.returncode != 0:
+        found = _WRONG.search(ran.stdout)
+        what = f"pytest ends with {ran.returncode}" if found is None else found[0]
+        raise ValueError(f"{tests} fails with all guards in place: {what}")
+    return time.monotonic() - began
+
+
+def told(guard: Guard, folder: Path, library: Path, seconds: float) -> str | None:
     """Return the first test that fails without the guard; None: nobody noticed.
 
-    Raises ValueError if the guard isn't there, or its tests can't be run without it.
+    Its tests take `seconds` with it. Raises ValueError if the guard isn't there, or its tests can't
+    be run without it: a fixture that fails tells nothing.
     """
     path = folder / guard.file
     kept = path.read_text()
     path.write_text(without(guard, kept))
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        ran = subprocess.run(
-            [*command, *guard.tests.split()],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(library), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_MAX,
-            check=False,
-        )
+        ran = _run(guard.tests, folder, library, max(SECONDS_MAX, HANGS_AFTER * seconds))
     except subprocess.TimeoutExpired:
         return f"{guard.tests} (hangs)"
     finally:
         path.write_text(kept)
     if ran.returncode == 0:
         return None
-    if ran.returncode != 1:
-        raise ValueError(f"{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
     found = _FAILED.search(ran.stdout)
-    return found[1] if found is not None else "a fixture"
+    if ran.returncode != 1 or found is None:
+        raise ValueError(f"no test failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+    return found[1]
 
 
-def main(names: list[str]) -> int:
+def _run(
+    tests: str, folder: Path, library: Path, seconds_max: float
+) -> subprocess.CompletedProcess[str]:
+    """Run tests of the copy up to the first that fails; raise TimeoutExpired if that takes longer."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(library), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=seconds_max,
+        check=False,
+    )
+
+
+def main(names: Sequence[str]) -> int:
     """Try the guards whose names contain one of `names`, or all."""
-    console = Console(width=160)
-    table = Table("guard", "taken out of", "the test that fails")
+    console, progress = Console(width=160), Console(stderr=True)
     rows: list[tuple[str, str, str]] = []
+    guards = [guard for guard in GUARDS if not names or any(each in guard.name for each in names)]
     with tempfile.TemporaryDirectory(prefix="tickwheel-mutation-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         library = copied(folder)
-        guards = [
-            guard for guard in GUARDS if not names or any(each in guard.name for each in names)
-        ]
-        for guard in track(guards, "guards", console=Console(stderr=True)):
+        distinct = list(dict.fromkeys(guard.tests for guard in guards))
+        try:
+            seconds = {
+                tests: seconds_with_all(tests, folder, library)
+                for tests in track(distinct, "with all guards", console=progress)
+            }
+        except ValueError as error:
+            console.print(str(error), markup=False)
+            return 1
+        for guard in track(guards, "without", console=progress):
             try:
-                test = told(guard, folder, library)
+                test = told(guard, folder, library, seconds[guard.tests])
             except ValueError as error:
                 test = None
-                console.print(f"{guard.name}: {error}")
+                console.print(f"{guard.name}: {error}", markup=False)
             rows.append((guard.name, guard.file, test or NOBODY))
-            table.add_row(*rows[-1])
+    table = Table("guard", "taken out of", "the test that fails")
+    for row in rows:
+        table.add_row(*map(escape, row))
     console.print(table)
     missed = any(test == NOBODY for _, _, test in rows)
     if not names and not missed:

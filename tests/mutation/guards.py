@@ -10,7 +10,6 @@ JOBS, APPEND, SCHEDULES, SHARDS = (
 )
 SETTLE, CLAIM = "tests/conformance/test_settle.py", "tests/conformance/test_claim.py"
 MEETING = "tests/integration/test_interleavings.py"
-SIMULATION = "tests/simulation/test_world.py"
 
 
 class Guard(NamedTuple):
@@ -91,7 +90,8 @@ GUARDS = (
           "await self._pool.read(work, attempts_max=2)",
           "tests/integration/test_postgres_pool.py -k does_not_wait"),
     Guard("trust before each send", "core/dispatcher.py",
-          "if batch and not self._kernel.owns_time():", "if False:", "tests/unit"),
+          "if batch and not self._kernel.owns_time():", "if False:",
+          "tests/unit/test_direct_faults.py"),
     Guard("a clock that counts a suspend", "core/clock.py",
           'getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)', "time.CLOCK_MONOTONIC",
           "tests/unit/test_clock.py"),

@@ -13,10 +13,6 @@ from tickwheel.core.job import Job, State
 from tickwheel.core.lifecycle import RELEASES_FREE
 from tickwheel.storage import MemoryStore
 
-_DEAD_REASONS = ("max_attempts", "non_retryable", "lost_leases", "releases")
-_CANCELLED_REASONS = ("cancelled", "overlap", "misfire", "schedule_changed", "purged")
-_LOST_LEASES_DEFAULT = 5
-
 
 def overfull(scheduler: Scheduler) -> str | None:
     """Return a lane that has more in memory than it may, for longer than a moment.
@@ -91,22 +87,25 @@ def _unexplained(job: Job, rows: Rows, ledger: Ledger) -> tuple[str, str] | None
         return "I20", f"{job.id} was acknowledged as succeeded and is {job.state}"
     if job.state is State.SUCCEEDED and not ledger.sends[job.id]:
         return "I1", f"{job.id} succeeded and was never sent"
-    if job.state is State.DEAD:
-        return _death(job)
-    if job.state is State.CANCELLED and job.reason not in _CANCELLED_REASONS:
-        return "I1", f"{job.id} is cancelled for {job.reason}"
-    if job.state is State.EXPIRED and job.expires_at_ms is None:
-        return "I1", f"{job.id} expired without a deadline"
-    return None
+    problem = budgets(job, *ledger.causes.budget(job))
+    return None if problem is None else ("I8", f"{job.id} {problem}: {job}")
 
 
-def _death(job: Job) -> tuple[str, str] | None:
-    if job.reason not in _DEAD_REASONS:
-        return "I8", f"{job.id} is dead for {job.reason}"
-    if job.failures > job.max_attempts:
-        return "I8", f"{job.id} failed {job.failures} times of {job.max_attempts}"
-    if job.reason == "max_attempts" and job.failures != job.max_attempts:
-        return "I8", f"{job.id} is dead after {job.failures} of {job.max_attempts} failures"
-    if job.lost_leases > _LOST_LEASES_DEFAULT + 1:
-        return "I8", f"{job.id} lost {job.lost_leases} leases"
-    return None
+def budgets(job: Job, attempts_max: int, lost_leases_max: int) -> str | None:
+    """Return why an ended job should have died and didn't, or the other way round.
+
+    A loss or failure that is settled while somebody asks the job to stop is counted, and cancels it.
+    """
+    failed, lost = job.failures >= attempts_max, job.lost_leases > lost_leases_max
+    if job.failures > attempts_max or job.lost_leases > lost_leases_max + 1:
+        return f"went on over its budget of {attempts_max} attempts, {lost_leases_max} lost leases"
+    if job.state is not State.DEAD:
+        asked = job.state is State.CANCELLED and job.cancel_requested_at_ms is not None
+        return None if asked or not (failed or lost) else f"is {job.state}, its budget is spent"
+    spent = {
+        "max_attempts": failed and not lost,
+        "non_retryable": job.failures > 0 and not lost,
+        "releases": failed and not lost and job.releases > RELEASES_FREE,
+        "lost_leases": lost and not failed,
+    }
+    return None if spent.get(job.reason or "") else f"is dead for {job.reason}, which can't be"

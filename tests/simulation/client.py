@@ -125,6 +125,7 @@ class SimClient:
     def _submission(self, specs: list[JobSpec]) -> Serve[object]:
         async def serve(scheduler: Scheduler) -> None:
             asked_ms = scheduler.clock.now_ms()
+            self._ledger.causes.submitting(specs)
             answers = await scheduler.jobs.submit(specs)
             self._ledger.submitted(specs, answers, asked_ms)
 
@@ -154,6 +155,7 @@ class SimClient:
             return
 
         async def serve(scheduler: Scheduler) -> None:
+            self._ledger.causes.cancelling(job_id)
             self._ledger.cancel_answered(await scheduler.jobs.cancel(job_id))
 
         await self._call(serve)
@@ -240,11 +242,21 @@ class SimClient:
             overlap=rng.choice(("allow", "skip", "buffer_one", "cancel_other")),
             jitter_ms=rng.choice((0, 400)),
         )
-        await self._call(lambda scheduler: scheduler.schedules.put(schedule_id, spec))
+
+        async def serve(scheduler: Scheduler) -> None:
+            self._ledger.causes.putting(schedule_id, spec)
+            await scheduler.schedules.put(schedule_id, spec)
+
+        await self._call(serve)
 
     async def _pause_schedule(self) -> None:
         schedule_id = self._schedule_id()
-        await self._call(lambda scheduler: scheduler.schedules.pause(schedule_id))
+
+        async def serve(scheduler: Scheduler) -> None:
+            self._ledger.causes.changing(schedule_id)
+            await scheduler.schedules.pause(schedule_id)
+
+        await self._call(serve)
 
     async def _resume_schedule(self) -> None:
         schedule_id = self._schedule_id()
@@ -252,7 +264,12 @@ class SimClient:
 
     async def _delete_schedule(self) -> None:
         schedule_id = self._schedule_id()
-        await self._call(lambda scheduler: scheduler.schedules.delete(schedule_id))
+
+        async def serve(scheduler: Scheduler) -> None:
+            self._ledger.causes.changing(schedule_id)
+            await scheduler.schedules.delete(schedule_id)
+
+        await self._call(serve)
 
     async def _trigger(self) -> None:
         schedule_id = self._schedule_id()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from simulation.causes import Causes
 from simulation.rows import Key, Rows
 from simulation.trace import Trace
 
@@ -27,8 +28,11 @@ _FITTING = {
 class Ledger:
     """What was acknowledged, sent and answered, through all boots of the scheduler."""
 
-    def __init__(self, rows: Rows, clock: Clock, trace: Trace, *, steady_clock: bool) -> None:
+    def __init__(
+        self, rows: Rows, causes: Causes, clock: Clock, trace: Trace, *, steady_clock: bool
+    ) -> None:
         self._rows = rows
+        self.causes = causes
         self._clock = clock
         self._trace = trace
         self._steady_clock = steady_clock
@@ -70,9 +74,9 @@ class Ledger:
             earliest_ms = spec.run_at_ms if spec.delay_ms is None else asked_ms + spec.delay_ms
             if answer.deduplicated:
                 earliest_ms = 0
-            self.acknowledged.setdefault(answer.id, earliest_ms or 0)
-            if answer.id not in self.sends:
+            if answer.id not in self.acknowledged:
                 self.ids.append(answer.id)
+            self.acknowledged.setdefault(answer.id, earliest_ms or 0)
             if spec.idempotency_key is not None:
                 name = (spec.queue, spec.idempotency_key)
                 first = self._keys.setdefault(name, answer.id)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from simulation.causes import Causes
 from simulation.trace import Trace
 
 from tickwheel.core.clock import Clock
@@ -24,6 +25,8 @@ Key = tuple[str, int]
 _RELEASES_FREE: Final = 10
 _AHEAD_MS: Final = 40
 """How far ahead of its time a job may be claimed, at most."""
+_MISFIRE_MS: Final = 1_000
+"""How late an occurrence of a schedule must be, at least, to be dropped."""
 _ENDED: Final = (State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED)
 
 
@@ -72,10 +75,11 @@ class Start(NamedTuple):
 class Rows:
     """Watches one store's rows through all boots of the scheduler."""
 
-    def __init__(self, store: MemoryStore, clock: Clock, trace: Trace) -> None:
+    def __init__(self, store: MemoryStore, clock: Clock, trace: Trace, causes: Causes) -> None:
         self._tables = store._tables
         self._clock = clock
         self._trace = trace
+        self._causes = causes
         self._seen: dict[str, View] = {}
         self.starts: dict[Key, Start] = {}
         """Committed claims."""
@@ -89,11 +93,14 @@ class Rows:
         """The tokens of the settlements that are being looked at."""
         self.clock_set_back = False
         self.claims: Counter[str] = Counter()
-        self.unsent: Counter[str] = Counter()
         """Committed claims per job."""
+        self.unsent: Counter[str] = Counter()
+        """Those of them that ended uncharged, with no counter of the job's moved: given back unsent."""
         self.ticks: dict[tuple[str, int, int], list[str]] = {}
         """(schedule, its generation, fire time) → jobs that were made of it."""
         self._generations: Counter[str] = Counter()
+        self._fire_ms: dict[str, int] = {}
+        """The fire time that a job was made of."""
         self.lost_at_ms: dict[Key, int] = {}
         """When the scheduler decided that a lease was lost, wall time."""
 
@@ -166,7 +173,7 @@ class Rows:
         elif before is State.SCHEDULED and now.state is State.RUNNING:
             fits = self._claimed(job, was, now)
         elif before is State.RUNNING and now.state is State.RUNNING:
-            fits = was._replace(cancel_requested=True) == now
+            fits = name == "cancel" and was._replace(cancel_requested=True) == now
         elif before is State.RUNNING:
             fits = self._ended(job, was, now)
         elif now.state is State.SCHEDULED:
@@ -175,6 +182,7 @@ class Rows:
             fits = now.state in (State.CANCELLED, State.EXPIRED) and was.token == now.token
         if not fits:
             self._trace.violate("lifecycle", f"{job.id} went from {was} to {now} by {name}")
+        self._check_causes(name, job)
 
     def _claimed(self, job: Job, was: View, now: View) -> bool:
         if now.token <= was.token:
@@ -207,6 +215,8 @@ class Rows:
         del self._running[job.queue][job.id]
         if was.cancel_requested and now.state not in (State.SUCCEEDED, State.CANCELLED):
             self._trace.violate("I18", f"{job.id} was asked to stop and became {now}")
+        if now.state is State.CANCELLED and not was.cancel_requested:
+            self._trace.violate("cause", f"{job.id} was cancelled while it ran, unasked")
         if now.state is State.DEAD and job.id not in self._tables.letters:
             self._trace.violate("I8", f"{job.id} is dead without a letter")
         counters = (was.failures, was.lost_leases, was.releases)
@@ -227,10 +237,27 @@ class Rows:
             <= was.failures + was.lost_leases + was.releases + 2
         )
 
+    def _check_causes(self, name: str, job: Job) -> None:
+        unsaid, missing = self._causes.unsaid(job), self._causes.missing(name, job)
+        if unsaid is not None:
+            self._trace.violate("I6", f"{job.id} {unsaid}: {job}")
+        if missing is None and job.reason == "misfire" and not self._misfired(job):
+            missing = "was dropped before its time had passed"
+        if missing is not None:
+            self._trace.violate("cause", f"{job.id} {missing}: {job}")
+
+    def _misfired(self, job: Job) -> bool:
+        """Tell whether an occurrence was late when it was dropped, as far as the clock can tell."""
+        fire_ms = self._fire_ms.get(job.id)
+        if fire_ms is None or job.finished_at_ms is None:
+            return False
+        return self.clock_set_back or job.finished_at_ms - fire_ms >= _MISFIRE_MS
+
     def _ticked(self, arguments: list[Any]) -> None:
         schedule, ticks = arguments[0], arguments[2]
         for tick in ticks:
             if tick.job.id in self._tables.jobs:
+                self._fire_ms[tick.job.id] = tick.fire_time_ms
                 place = (schedule.id, self._generations[schedule.id], tick.fire_time_ms)
                 made = self.ticks.setdefault(place, [])
                 if tick.job.id not in made:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from simulation import mutants
 from simulation.faults import Faults, Shape
 from simulation.world import run_seed
 
+from tickwheel.core import gate, plan, settler, ticker
 from tickwheel.core.direct import DirectStart
 from tickwheel.core.dispatcher import Dispatcher
 from tickwheel.core.kernel import Kernel, QueueBook
 from tickwheel.core.lease import Lease
+from tickwheel.core.lifecycle import settle_cancelled
 from tickwheel.core.loader import Loader
 from tickwheel.core.permits import Permits
 from tickwheel.core.protocol import Status
@@ -23,6 +26,7 @@ from tickwheel.core.residents import Residents
 from tickwheel.core.sessions import WorkerSession
 from tickwheel.core.settler import Settler
 from tickwheel.core.sweeper import Sweeper
+from tickwheel.core.terms import Terms, TermsBook
 from tickwheel.core.workers import Workers
 from tickwheel.storage import MemoryStore
 
@@ -191,6 +195,46 @@ def test_a_lease_that_runs_out_early_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Settler, "reap", hasty)
     assert caught() == "duplicate"
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_job_that_dies_of_lost_leases_too_late_or_too_early_is_caught(
+    monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    make = TermsBook._make
+
+    def wrong(*of: Any) -> Terms:
+        terms = make(*of)
+        return replace(terms, lost_leases_max=max(0, terms.lost_leases_max + more))
+
+    monkeypatch.setattr(TermsBook, "_make", wrong)
+    assert caught() == "I8"
+
+
+def test_a_cancellation_that_nobody_asked_for_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settler, "settle_lost", settle_cancelled)
+    assert caught() == "cause"
+
+
+def test_a_job_that_expires_early_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    expired = Residents.expired
+    monkeypatch.setattr(Residents, "expired", lambda self, now_ms: expired(self, now_ms + 400))
+    assert caught() == "cause"
+
+
+def test_an_occurrence_that_is_dropped_for_a_policy_not_its_own_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "decide_overlap", lambda *_: "skip")
+    assert caught() == "cause"
+
+
+def test_an_occurrence_that_is_dropped_before_it_is_late_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "MISFIRE_GRACE_MS", -5_000)
+    monkeypatch.setattr(ticker, "MISFIRE_GRACE_MS", -5_000)
+    assert caught() == "cause"
 
 
 def test_jobs_that_are_counted_wrong_in_memory_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_the_seeds_meet_every_kind_of_fault() -> None:
         run = run_seed(seed)
         kinds.update(run.faults.kinds)
         events.update(run.counts)
+    assert kinds == {each.name for each in fields(Faults)}
     assert {
         "clock",
         "crash",
@@ -103,5 +105,6 @@ def test_the_seeds_meet_every_kind_of_fault() -> None:
         "stall",
         "stop",
         "store-fails",
+        "store-repeat",
         "store-unknown",
     } <= events

@@ -9,10 +9,6 @@ from collections import Counter, deque
 LAST_EVENTS_MAX = 60
 
 
-class Violation(AssertionError):
-    """An invariant did not hold."""
-
-
 class Trace:
     """The record of one run. Two runs of one seed have the same digest."""
 

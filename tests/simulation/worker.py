@@ -337,6 +337,7 @@ class SimWorker:
     def _reporting(self, worker_id: str, report: Report) -> Serve[ReportAnswer]:
         async def serve(scheduler: Scheduler) -> ReportAnswer:
             asked_ms = scheduler.clock.now_ms()
+            self._ledger.causes.reporting(report)
             self._ledger.leaving(report.gone, report.kept)
             answer = await scheduler.workers.report(worker_id, report)
             self._ledger.reported(report, answer, asked_ms)

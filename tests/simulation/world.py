@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from simulation.causes import LOST_LEASES_MAX, Causes
 from simulation.checkers import bounds, overfull, verdict
 from simulation.client import RETRY, SimClient
 from simulation.faults import Faults, Shape, draw_faults, draw_shape
@@ -72,9 +73,9 @@ class World:
         self._clock, self._store_clock = VirtualClock(loop), VirtualClock(loop)
         self._store = store(shape.shards, clock=self._store_clock)
         self._weather = Weather(faults, random.Random(f"{seed}/weather"))
-        self._rows = Rows(self._store, self._clock, self.trace)
-        steady = faults.steady_clock
-        self.ledger = Ledger(self._rows, self._clock, self.trace, steady_clock=steady)
+        causes, steady = Causes(), faults.steady_clock
+        self._rows = Rows(self._store, self._clock, self.trace, causes)
+        self.ledger = Ledger(self._rows, causes, self._clock, self.trace, steady_clock=steady)
         self._nodes = [
             Node(
                 loop,
@@ -268,6 +269,7 @@ class World:
                 self.ledger.resuming(queue)
                 await scheduler.queues.resume(queue)
             for schedule in await scheduler.schedules.list("", 100, None):
+                self.ledger.causes.changing(schedule.id)
                 await scheduler.schedules.pause(schedule.id)
 
         for node in self._nodes:
@@ -295,6 +297,7 @@ def _settings(shape: Shape) -> Settings:
         shard_ttl_ms=3_000,
         clock_skew_ms_max=shape.skew_ms_max,
         default_retry_policy=RETRY,
+        default_lost_leases_max=LOST_LEASES_MAX,
         idempotency_ttl_ms=_DAY_MS,
         drain_ms=2_000,
     )
