@@ -23,6 +23,8 @@ from tickwheel.core.settings import Settings
 Line = Mapping[str, Any]
 ROUNDING_SECONDS = 0.001
 LOOKS_BEFORE = 15
+EXAMPLES_MAX = 8
+"""Of each kind."""
 LOST_LEASES_MAX = Settings().default_lost_leases_max
 FATAL_TASK = "poison"
 """A job of it is dead once its worker is (`on_lost_lease`)."""
@@ -138,7 +140,7 @@ class Verdict:
                 f"{name:<22} {count:>5} times; lateness p50 {worst[len(worst) // 2]:.2f},"
                 f" max {worst[-1]:.2f} s"
             )
-        return "\n".join([*lines, *self.examples[:40]])
+        return "\n".join([*lines, *self.examples])
 
 
 def read(path: Path) -> list[Line]:
@@ -342,8 +344,10 @@ def _recovery(verdict: Verdict, faults: Sequence[Line], starts: Mapping[str, lis
 
 
 def _note(verdict: Verdict, name: str, line: Line, count: int = 1) -> None:
-    setattr(verdict, name, getattr(verdict, name) + count)
-    verdict.examples.append(f"{name}: {dict(line)}")
+    before = getattr(verdict, name)
+    setattr(verdict, name, before + count)
+    if before < EXAMPLES_MAX:
+        verdict.examples.append(f"{name}: {dict(line)}")
 
 
 def look_at(verdict: Verdict, looks: Sequence[Line], limit: int) -> None:

@@ -100,7 +100,10 @@ async def rest(running: House) -> None:
 async def verdict_of(running: House) -> Verdict:
     """Judge what everybody has written down."""
     connection = await asyncpg.connect(running.dsn)
+    # Of one moment, should it not have come to rest.
+    snapshot = connection.transaction(isolation="repeatable_read", readonly=True)
     try:
+        await snapshot.start()
         rows = await connection.fetch(
             "SELECT id::text, task, state, fencing_token AS token, failures, lost_leases,"
             f" max_attempts, reason, schedule_id, tags FROM {SCHEMA}.jobs"
