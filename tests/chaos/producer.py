@@ -23,8 +23,7 @@ CAUGHT_UP_LOOKS = 100
 POISONED_PER_SECOND = 0.12
 SIDE_SHARE = 1 / 3
 SIDE_PER_SECOND = 13.0
-"""What its limit allows is 25, while nothing befalls those who hold its permits."""
-"""As much as its limit lets through."""
+"""Its limit allows 25, while nothing befalls those who hold its permits."""
 IN_FLIGHT_MAX = 300
 """Jobs that are being submitted, or are to be cancelled."""
 BEHIND_SECONDS_MAX = 1.0
