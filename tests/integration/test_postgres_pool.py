@@ -81,6 +81,17 @@ async def test_a_session_that_the_server_ended_while_idle_is_replaced(
     assert broken[0].is_closed()
 
 
+async def test_what_the_server_refuses_for_any_reason_may_be_tried_again(
+    store: PostgresStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refused(link: Link) -> None:
+        await link.fetch("SELECT nothing_that_is_there")
+
+    with pytest.raises(Unavailable, match="does not exist"):
+        await store._pool.run(refused)
+    assert "the database refuses" in caplog.text
+
+
 async def test_a_server_that_takes_no_writes_fails_the_check(
     store: PostgresStore, postgres_dsn: str
 ) -> None:
