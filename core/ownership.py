@@ -16,7 +16,7 @@ milliseconds rather than until the next renewal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from .dispatcher import Dispatcher
@@ -180,6 +180,9 @@ class Ownership:
         self._owed |= epochs
         kernel.permits.unreleased = True
         kernel.residents.disown(numbers)
+        # At once: who is another's counts here till it is found there, also if its lease runs out.
+        leases = self._leases_of(epochs)
+        self._leave([each for each in leases if each.sent_ms and each.settling is None])
         # Not for long: the other shards are to be renewed in time, and what hangs is found again.
         with suppress(TimeoutError):
             async with asyncio.timeout(kernel.settings.shard_ttl_ms / 5_000):
@@ -189,7 +192,7 @@ class Ownership:
                 ends = [lease.settling.wait() for lease in leases if lease.settling is not None]
                 await asyncio.gather(*ends)
         # Forgotten first: from its release on, only the new owner may say that a lease goes on.
-        self._leave(epochs)
+        self._leave(self._leases_of(epochs))
         await self._pay()
 
     async def _pay(self) -> None:
@@ -252,10 +255,9 @@ class Ownership:
             del self._epochs[number]
         self._kernel.residents.disown(numbers)
         if numbers:
-            self._leave(numbers)
+            self._leave(self._leases_of(numbers))
 
-    def _leave(self, numbers: Iterable[int]) -> None:
+    def _leave(self, leases: Sequence[Lease]) -> None:
         """Forget what runs in shards that are no longer ours; it goes on counting, till it is found."""
-        leases = self._leases_of(numbers)
-        self._kernel.permits.give_away([lease.queue for lease in leases])
+        self._kernel.permits.give_away([each.queue for each in leases if not each.visiting])
         self._kernel.forget_leases(leases)

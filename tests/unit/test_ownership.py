@@ -193,8 +193,12 @@ def test_what_runs_in_a_shard_is_forgotten_before_the_shard_is_anybody_elses() -
                 await submit(first)
             running = [lease for _ in range(8) for lease in await hand.poll(10)]
             store._store.release_shards = watched  # type: ignore[method-assign]
+            store.late["settle"] = asyncio.Event()
+            reporting = asyncio.create_task(hand.report(*running[:20]))
             async with scheduler_on(store, clock) as second:
                 await until(lambda: owned(first, second) == [4, 4])
+                store.late.pop("settle").set()
+                assert {status for _, status in (await reporting).results} == {"ok"}
             assert moved
             assert kept == []
 

@@ -291,6 +291,30 @@ async def test_permits_that_were_given_in_a_lost_reply_are_given_back() -> None:
     assert book.rows == {"q": 0}
 
 
+def test_an_attempt_whose_lease_runs_out_while_its_shard_is_given_away_goes_on_counting() -> None:
+    """Found by chaos: its new owner had yet to find it, and nobody counted it meanwhile."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock, shards=8)
+        await store.put_queue(Queue("default", lease_ms=1_000, max_running=100))
+        async with scheduler_on(store, clock) as first:
+            hand = await Hand(first, {"default": 1}).join()
+            await submit(first)
+            [lease] = await hand.poll()
+            store.late["claim"] = asyncio.Event()
+            await submit(first, delay_ms=500)
+            polling = asyncio.create_task((await Hand(first).join()).poll())
+            calls = store.calls["claim"]
+            await until(lambda: store.calls["claim"] > calls)
+            await first._ownership._give_back(list(range(8)))
+            assert clock.monotonic_ms() - lease.sent_ms > 1_000
+            assert first._kernel.permits.ghosts["default"] == 1
+            store.late.pop("claim").set()
+            polling.cancel()
+
+    run(scenario)
+
+
 def owes(scheduler: Scheduler) -> bool:
     return scheduler._kernel.permits.unreleased
 
