@@ -36,7 +36,7 @@ class Monkey:
         self._faults: list[tuple[int, str, Callable[[], Awaitable[None]]]] = [
             (6, "F1 kill scheduler", self._kill_scheduler),
             (6, "F2 kill worker", self._kill_worker),
-            (2, "F3 kill postgres", self._kill_postgres),
+            (4, "F3 kill postgres", self._kill_postgres),
             (2, "F4 stop scheduler", partial(self._stop_scheduler, BRIEF_SECONDS)),
             (2, "F4 stop scheduler beyond its leases", partial(self._stop_scheduler, LONG_SECONDS)),
             (
