@@ -26,6 +26,8 @@ from chaos.house import SCHEMA, House, house, now
 from chaos.monkey import Monkey
 from chaos.producer import LIMIT, TICK_SECONDS, Producer
 
+from tickwheel.bench.machine import commit
+
 MINUTES = float(os.environ.get("MINUTES", "1"))
 SEED = int(os.environ.get("SEED", "1"))
 RATE = float(os.environ.get("RATE", "60"))
@@ -139,7 +141,8 @@ def _keep(verdict: Verdict) -> str:
     Path(KEPT).mkdir(parents=True, exist_ok=True)
     book = Path(KEPT) / "verdicts.jsonl"
     with book.open("a") as file:
-        file.write(json.dumps({"seed": SEED, "minutes": MINUTES, **vars(verdict)}) + "\n")
+        what = {"seed": SEED, "minutes": MINUTES, "rate": RATE, "commit": commit()}
+        file.write(json.dumps({**what, **vars(verdict)}) + "\n")
     runs = [json.loads(line) for line in book.read_text().splitlines()]
     total = reduce(Verdict.plus, map(Verdict.of, runs))
     minutes = sum(run["minutes"] for run in runs)
