@@ -37,6 +37,7 @@ SETTINGS = (
     "full_page_writes",
     "wal_level",
     "wal_compression",
+    "wal_init_zero",
     "shared_buffers",
     "max_wal_size",
     "checkpoint_timeout",

@@ -111,6 +111,7 @@ def test_the_server_is_durable_without_tcp_and_not_root(data_dir: Path) -> None:
             assert await fetch(dsn, "SHOW synchronous_commit") == "on"
             assert await fetch(dsn, "SHOW listen_addresses") == ""
             assert await fetch(dsn, "SHOW checkpoint_timeout") == "15min"
+            assert await fetch(dsn, "SHOW wal_init_zero") == "off"
             assert await fetch(dsn, "SHOW server_encoding") == "UTF8"
             assert postmaster(data_dir).uids().effective != 0
             told = embedded_dir.DataDir(data_dir).postmaster()

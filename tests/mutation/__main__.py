@@ -7,9 +7,11 @@ if a guard can be removed unnoticed, or is not where it was, or tests fail with 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("core", "storage", "server", "client", "bench")
 SECONDS_MAX = 300
+CLEAR_UP_SECONDS = 60
 HANGS_AFTER = 5
 """So many times what its tests take otherwise must have passed, too, until a run is said to hang."""
 NOBODY = "NONE"
@@ -113,15 +116,25 @@ def _run(
     tests: str, folder: Path, library: Path, seconds_max: float
 ) -> subprocess.CompletedProcess[str]:
     """Run tests of the copy up to the first that fails; raise TimeoutExpired if that takes longer."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()],
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+    with subprocess.Popen(
+        command,
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(library), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=seconds_max,
-        check=False,
-    )
+    ) as process:
+        try:
+            said = process.communicate(timeout=seconds_max)
+        except subprocess.TimeoutExpired:
+            # Interrupted first, so that it ends what it has started.
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=CLEAR_UP_SECONDS)
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 def main(names: Sequence[str]) -> int:
