@@ -180,7 +180,7 @@ class Ownership:
         self._owed |= epochs
         kernel.permits.unreleased = True
         kernel.residents.disown(numbers)
-        # At once: who is another's counts here till it is found there, also if its lease runs out.
+        # At once: it goes on counting here, even if its lease runs out, till its new owner finds it.
         leases = self._leases_of(epochs)
         self._leave([each for each in leases if each.sent_ms and each.settling is None])
         # Not for long: the other shards are to be renewed in time, and what hangs is found again.

@@ -252,9 +252,9 @@ class Scheduler:
         kernel = self._kernel
         if kernel.draining:
             return "shutting down"
-        stopped = [each.get_name() for each in self._parts if each.done() and not each.cancelled()]
-        if stopped or not self._parts:
-            return f"not running: {', '.join(stopped) or 'not started'}"
+        failed = [each.get_name() for each in self._parts if each.done() and not each.cancelled()]
+        if failed or not self._parts:
+            return f"not running: {', '.join(failed) or 'not started'}"
         if self._ownership.skew_ms:
             return f"this clock and the store's are {abs(self._ownership.skew_ms)} ms apart"
         silent_ms = self.clock.monotonic_ms() - self._sweeper.progress_ms

@@ -1,8 +1,9 @@
 """`serve --processes N`: one scheduler for each core, each a process on a port of its own.
 
 The parent starts them one after the other (the first migrates the schema), prints where each
-listens, starts again whichever ends by itself, and hands signals on. It has no part in their work:
-they share the shards through the database, as schedulers on several machines do.
+listens, starts again whichever ends by itself, and hands signals on: the first for them to drain,
+the second to end at once. It has no part in their work: they share the shards through the database,
+as schedulers on several machines do.
 """
 
 from __future__ import annotations

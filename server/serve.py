@@ -206,9 +206,11 @@ async def _until_ready(scheduler: Scheduler, stopping: asyncio.Event) -> None:
 async def _first(*events: asyncio.Event) -> None:
     """Wait until one of them is set."""
     waiting = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for each in waiting:
-        each.cancel()
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -199,7 +199,7 @@ class EmbeddedPostgres:
             "max_wal_size": f"{max_wal_mb(self._dir.path)}MB",
             "checkpoint_timeout": f"{CHECKPOINT_TIMEOUT_SECONDS}s",
             "wal_compression": "on",
-            # Else no commit ends for 25 to 130 ms while each new segment is filled and synced.
+            # Else no commit ends for 20 to 130 ms while each new segment is filled and synced.
             "wal_init_zero": "off",
             "fsync": "on",
             "synchronous_commit": "on",

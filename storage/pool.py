@@ -26,7 +26,7 @@ from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, TickwheelError
 
 from .link import Link, connect
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
 Work = Callable[[Link], Awaitable[T]]
@@ -99,7 +99,7 @@ class Pool:
     async def run(self, work: Work[T], *, attempts_max: int = ATTEMPTS_MAX) -> T:
         """Return what `work` returns, after its commit.
 
-        Raises `Unavailable` (nothing was written; `TablesChanged` if it is about tables),
+        Raises `Unavailable` (nothing was written; `TablesChanged` if a partition is missing),
         `OutcomeUnknown`, or `InvalidRequest` for a value that the database refuses.
         """
         repeated = False
@@ -168,7 +168,7 @@ class Pool:
                 raise TablesChanged(f"the database: {error}") from error
             except asyncpg.PostgresError as error:
                 # Its disk, its settings, our rights: somebody may mend it while we go on trying.
-                _LOG.error("the database refuses: %s", error)
+                _log.error("the database refuses: %s", error)
                 raise Unavailable(f"the database: {error}") from error
             finally:
                 self._give_back(link)

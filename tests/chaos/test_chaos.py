@@ -153,12 +153,14 @@ def _keep(verdict: Verdict) -> str:
 def _folder() -> Iterator[Path]:
     """A folder for what everybody writes, which is kept if the run fails."""
     with tempfile.TemporaryDirectory(prefix="tickwheel-chaos-") as name:
+        written = Path(name)
         try:
-            yield Path(name)
+            yield written
         except BaseException:
-            for path in (*Path(name).glob("*.jsonl"), *Path(name).glob("*.log")) if KEPT else ():
+            if KEPT:
                 Path(KEPT).mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, Path(KEPT) / f"{SEED}-{path.name}")
+                for path in (*written.glob("*.jsonl"), *written.glob("*.log")):
+                    shutil.copy(path, Path(KEPT) / f"{SEED}-{path.name}")
             raise
 
 

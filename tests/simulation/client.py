@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import count
 
 from simulation.faults import Shape
@@ -95,6 +96,15 @@ class SimClient:
                 await asyncio.sleep(self._rng.uniform(0, 0.5))
             else:
                 return
+
+    async def _cause(self, cause: Callable[[], None], serve: Serve[object]) -> None:
+        """Make a call that is the cause of something, answered or not, once it has arrived."""
+
+        async def arrived(scheduler: Scheduler) -> object:
+            cause()
+            return await serve(scheduler)
+
+        await self._call(arrived)
 
     def _spec(self, key: str | None = None) -> JobSpec:
         rng = self._rng
@@ -243,20 +253,17 @@ class SimClient:
             jitter_ms=rng.choice((0, 400)),
         )
 
-        async def serve(scheduler: Scheduler) -> None:
-            self._ledger.causes.putting(schedule_id, spec)
-            await scheduler.schedules.put(schedule_id, spec)
-
-        await self._call(serve)
+        await self._cause(
+            partial(self._ledger.causes.putting, schedule_id, spec),
+            lambda scheduler: scheduler.schedules.put(schedule_id, spec),
+        )
 
     async def _pause_schedule(self) -> None:
         schedule_id = self._schedule_id()
-
-        async def serve(scheduler: Scheduler) -> None:
-            self._ledger.causes.changing(schedule_id)
-            await scheduler.schedules.pause(schedule_id)
-
-        await self._call(serve)
+        await self._cause(
+            partial(self._ledger.causes.changing, schedule_id),
+            lambda scheduler: scheduler.schedules.pause(schedule_id),
+        )
 
     async def _resume_schedule(self) -> None:
         schedule_id = self._schedule_id()
@@ -264,12 +271,10 @@ class SimClient:
 
     async def _delete_schedule(self) -> None:
         schedule_id = self._schedule_id()
-
-        async def serve(scheduler: Scheduler) -> None:
-            self._ledger.causes.changing(schedule_id)
-            await scheduler.schedules.delete(schedule_id)
-
-        await self._call(serve)
+        await self._cause(
+            partial(self._ledger.causes.changing, schedule_id),
+            lambda scheduler: scheduler.schedules.delete(schedule_id),
+        )
 
     async def _trigger(self) -> None:
         schedule_id = self._schedule_id()

@@ -14,6 +14,7 @@ from tickwheel.core import Queue, Scheduler, Unavailable
 from tickwheel.core.errors import OutcomeUnknown
 from tickwheel.core.permits import TURN_MS, Grant, PermitAsk, Permits, Share, grant
 from tickwheel.core.ports_cluster import Member
+from tickwheel.core.sweeper import running_of
 from tickwheel.core.testing import VirtualClock, run
 from tickwheel.storage import MemoryStore
 
@@ -311,6 +312,22 @@ def test_an_attempt_whose_lease_runs_out_while_its_shard_is_given_away_goes_on_c
             assert first._kernel.permits.ghosts["default"] == 1
             store.late.pop("claim").set()
             polling.cancel()
+
+    run(scenario)
+
+
+def test_what_another_scheduler_counts_is_not_given_away_as_ours() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as first:
+            hand = await Hand(first).join()
+            await submit(first)
+            [lease] = await hand.poll()
+            kernel = first._kernel
+            kernel.forget_leases([lease])
+            kernel.residents.disown(list(kernel.residents.shards))
+            visiting = kernel.adopt(running_of(await first.jobs.get(lease.id)))
+            first._ownership._leave([visiting])
+            assert not kernel.permits.ghosts
 
     run(scenario)
 
