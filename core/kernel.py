@@ -135,8 +135,8 @@ class Kernel:
         """The store's number of shards, read once at the start."""
         self.draining = False
         self._noting: dict[int, set[str]] = {}
-        self.gone: dict[str, frozenset[str]] = {}
-        """Sessions that are no more, and which of their jobs go on: the latest of them."""
+        self.gone: dict[tuple[str, str], frozenset[str]] = {}
+        """Sessions that are no more, each with a queue, and which of their jobs go on: the latest."""
         self.local_worker_id = ""
         """The session of the handlers in this process."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -205,9 +205,17 @@ class Kernel:
         self.leases.add(lease)
         return lease
 
-    def orphans(self, gone: Iterable[str] = (), kept: frozenset[str] = frozenset()) -> list[Lease]:
-        """Note sessions that are gone; return the adopted leases that have reached nobody."""
-        self.gone.update(dict.fromkeys(gone, kept))
+    def orphans(
+        self,
+        gone: Iterable[str] = (),
+        queues: Iterable[str] = (),
+        kept: frozenset[str] = frozenset(),
+    ) -> list[Lease]:
+        """Note sessions that are gone; return the adopted leases that have reached nobody.
+
+        Who says so is believed of its own queues only: it may be a key's that sees no other.
+        """
+        self.gone.update({(each, queue): kept for queue in queues for each in gone})
         count = sum(map(len, self.gone.values()))
         while len(self.gone) > GONE_MAX or count > KEPT_MAX:
             count -= len(self.gone.pop(next(iter(self.gone))))
@@ -215,8 +223,8 @@ class Kernel:
             lease
             for lease in self.leases.all()
             if not lease.worker_id
-            and lease.claimed_by in self.gone
-            and lease.id not in self.gone[lease.claimed_by]
+            and (going_on := self.gone.get((lease.claimed_by, lease.queue))) is not None
+            and lease.id not in going_on
         ]
         for lease in orphans:
             lease.sent_ms = 0  # as it turns out: so giving it back is free

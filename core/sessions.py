@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from .errors import InvalidRequest, UnknownWorker
+from .errors import Unavailable, UnknownWorker
 from .lease import Lease
 from .protocol import PollAnswer
 
 OFFER_MS = 50
 """How long after its answer what is left of a poll's slots is counted on."""
+TOO_MANY_RETRY_SECONDS = 10.0
 
 
 class Poll:
@@ -181,16 +182,26 @@ class Sessions:
     def __init__(self, sessions_max: int) -> None:
         self._sessions: dict[str, WorkerSession] = {}
         self._sessions_max = sessions_max
+        self._principals: Counter[str] = Counter()
         self.offers: dict[str, dict[str, WorkerSession]] = {}
         """Queue → sessions that offer slots for it, the longest first."""
         self._lapsing: dict[str, WorkerSession] = {}
         """Those that wait for no answer, in the order in which their offers lapse."""
 
     def add(self, session: WorkerSession) -> None:
-        """Keep a new session; raise `InvalidRequest` when there are too many."""
-        if len(self._sessions) >= self._sessions_max:
-            raise InvalidRequest("too many workers", code="too_many_workers")
+        """Keep a new session; raise `Unavailable` when there are too many.
+
+        A principal may have as many as it leaves to others, so that nobody takes all.
+        """
+        left = self._sessions_max - len(self._sessions)
+        if self._principals[session.principal] >= left:
+            raise Unavailable(
+                "too many workers: try again once some have left",
+                code="too_many_workers",
+                retry_after_seconds=TOO_MANY_RETRY_SECONDS,
+            )
         self._sessions[session.worker_id] = session
+        self._principals[session.principal] += 1
 
     def get(self, worker_id: str, principal: str) -> WorkerSession:
         """Return the session; raise `UnknownWorker` if it is gone or another principal's."""
@@ -212,7 +223,10 @@ class Sessions:
         self.withdraw(session)
         if session.poll is not None:
             session.answer(PollAnswer())
-        self._sessions.pop(session.worker_id, None)
+        if self._sessions.pop(session.worker_id, None) is not None:
+            self._principals[session.principal] -= 1
+            if not self._principals[session.principal]:
+                del self._principals[session.principal]
 
     def start_waiting(self, session: WorkerSession, poll: Poll) -> None:
         """Note that the session's poll waits."""

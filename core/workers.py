@@ -43,7 +43,7 @@ class Workers:
     ) -> WorkerSession:
         """Open a session. `queues` are slots per queue.
 
-        Raises `InvalidRequest`, and `Unavailable` when the scheduler is shutting down.
+        Raises `InvalidRequest`, and `Unavailable` when there are too many or it is shutting down.
         """
         self._kernel.check_open()
         if not 1 <= len(queues) <= QUEUES_MAX:
@@ -139,7 +139,7 @@ class Workers:
         renewed = await self._renew(session, report.running)
         results = await self._settle(session, report.ended)
         if report.gone:
-            self._settler.release(kernel.orphans(report.gone, report.kept))
+            self._settler.release(kernel.orphans(report.gone, session.queues, report.kept))
         if kernel.neighbours.suspect(report.silent, kernel.clock.monotonic_ms()):
             kernel.hints.say("shards")
         # Not only what is new: the answer that told of it may have been lost.

@@ -238,7 +238,10 @@ class Workers(Answer):
 
 
 class LeasedJob(Answer):
-    """A job to run now, under a lease that begins with the receipt of this answer."""
+    """A job to run now, under a lease that begins when this answer is sent.
+
+    For its worker: `waited_seconds` after it had sent the poll, at the earliest.
+    """
 
     id: Uuid
     task: str

@@ -76,6 +76,12 @@ async def _deliver(
         await response.write_eof()
     except ConnectionError:
         context.scheduler.workers.undelivered(worker_id, seq)
+    except asyncio.CancelledError:
+        # So aiohttp tells who waits for room to write that the connection is lost. At a shutdown it
+        # is not, and the rest may still be read.
+        if request.transport is None:
+            context.scheduler.workers.undelivered(worker_id, seq)
+        raise
     return response
 
 

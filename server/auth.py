@@ -5,7 +5,8 @@
 Only the SHA-256 of the whole token is stored: with that much entropy a slow hash would protect
 nothing and let anyone burn our CPU. A key is looked up by its id and compared in constant time;
 an unknown id is compared with a dummy, and every failure gives the same answer. A key that was
-found valid is believed for up to a minute, so that a revocation takes that long at most.
+found valid is believed for up to a minute, so that a revocation takes that long at most; while the
+store does not answer, for longer, so that who runs jobs may say so and loses no lease over it.
 
 While the store holds no key at all the server is open, for which it must listen on loopback only.
 A browser could be led there by any web page, so an open server answers no cross-site request, and
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from tickwheel.core.clock import Clock
-from tickwheel.core.errors import NotFound
+from tickwheel.core.errors import NotFound, Unavailable
 from tickwheel.core.ports_cluster import ApiKey, KeyStore
 
 from .problems import Forbidden, Unauthorized
@@ -35,7 +36,8 @@ from .scopes import SCOPES
 
 CACHE_MS = 60_000
 CACHED_KEYS_MAX = 10_000
-OPEN_RECHECK_MS = 2_000
+RECHECK_MS = 2_000
+"""How long an open server is taken for open, and an answer that did not come for none."""
 
 _TOKEN = re.compile(r"tw_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _NO_DIGEST = bytes(32)
@@ -109,8 +111,13 @@ class Auth:
         now_ms = self._clock.monotonic_ms()
         # Who presents a key believes that there are some: limited by it from the first request on.
         if header or now_ms >= self._open_until_ms:
-            self._locked = bool(await self._keys.keys())
-            self._open_until_ms = now_ms + OPEN_RECHECK_MS
+            try:
+                self._locked = bool(await self._keys.keys())
+            except Unavailable:
+                if header or self._open_until_ms < 0:
+                    raise
+                now_ms = self._clock.monotonic_ms()
+            self._open_until_ms = now_ms + RECHECK_MS
         return not self._locked
 
     async def _authenticate(self, header: str) -> Principal:
@@ -132,8 +139,16 @@ class Auth:
 
     async def _look_up(self, key_id: str, digest: bytes) -> _Believed:
         now_ms = self._clock.monotonic_ms()
+        try:
+            key = await self._keys.get_key(key_id)
+        except Unavailable:
+            believed = self._believed.get(digest)
+            if believed is None:
+                raise
+            until_ms = self._clock.monotonic_ms() + RECHECK_MS
+            self._believed[digest] = believed = believed._replace(until_ms=until_ms)
+            return believed
         self._believed.pop(digest, None)
-        key = await self._keys.get_key(key_id)
         stored = _NO_DIGEST if key is None else key.digest
         if not hmac.compare_digest(stored, digest) or key is None or key.revoked_at_ms is not None:
             raise Unauthorized

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+from typing import Any, cast
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from integration.http_house import House, house
 
 from tickwheel.core.clock import SystemClock
-from tickwheel.core.errors import NotFound
+from tickwheel.core.errors import NotFound, Unavailable
+from tickwheel.core.job import JobSpec
 from tickwheel.core.ports_cluster import ApiKey
 from tickwheel.server.auth import CACHE_MS, Auth, Principal, new_key, token_digest
 from tickwheel.server.problems import Unauthorized
@@ -112,6 +115,54 @@ async def test_a_revocation_counts_within_a_minute_and_an_expiry_at_once() -> No
     clock.ahead_ms = CACHE_MS + 1
     with pytest.raises(Unauthorized):
         await auth._authenticate(f"Bearer {revoked_token}")
+
+
+class Away(MemoryStore):
+    """A store whose keys nobody can read while `away`."""
+
+    away = False
+
+    async def keys(self) -> list[ApiKey]:
+        return await super().keys() if not self.away else self._unavailable()
+
+    async def get_key(self, key_id: str) -> ApiKey | None:
+        return await super().get_key(key_id) if not self.away else self._unavailable()
+
+    def _unavailable(self) -> Any:
+        raise Unavailable("away")
+
+
+@pytest.mark.parametrize("locked", [False, True])
+async def test_while_the_store_does_not_answer_a_worker_that_is_known_renews_its_leases(
+    locked: bool,
+) -> None:
+    store = Away()
+    async with house(store) as h:
+        token = (await h.add_key("work", "submit"))[1] if locked else None
+        job = (await h.call("POST", "/v1/jobs", {"task": "t"}, token=token)).body
+        worker = {"name": "w", "queues": {"default": 1}}
+        worker_id = (await h.call("POST", "/v1/workers", worker, token=token)).body["worker_id"]
+        path = f"/v1/workers/{worker_id}"
+        ask = {"seq": 1, "slots": {"default": 1}, "wait_seconds": 10}
+        [sent] = (await h.call("POST", f"{path}/poll", ask, token=token)).body["jobs"]
+        assert sent["id"] == job["id"]
+        running = {"running": [{"job_id": job["id"], "fencing_token": sent["fencing_token"]}]}
+        now, store.away = h.scheduler.clock.monotonic_ms, True
+        h.scheduler.clock.monotonic_ms = lambda: now() + CACHE_MS + 1  # type: ignore[method-assign]
+        for _ in range(2):
+            reply = await h.call("POST", f"{path}/report", running, token=token)
+            assert (reply.status, reply.body["results"][0]["status"]) == (200, "ok")
+        _, stranger = new_key("k", SCOPES, None, 1)
+        assert (await h.call("GET", "/v1/workers", token=stranger)).status == 503
+
+
+@pytest.mark.parametrize("header", ["", "Bearer tw_0123456789abcdef_" + "x" * 43])
+async def test_nobody_is_let_in_by_a_server_that_has_read_no_keys_yet(header: str) -> None:
+    store = Away()
+    store.away = True
+    request = make_mocked_request("GET", "/", headers={"Authorization": header, "Host": "[::1]"})
+    with pytest.raises(Unavailable):
+        await Auth(store, SystemClock()).authorize(request, "read")
 
 
 async def test_only_so_many_keys_are_kept_in_mind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +275,24 @@ async def test_nothing_of_another_queue_shows_or_moves_on_any_route() -> None:
 async def _everything(h: House, token: str) -> list[Any]:
     paths = ("/v1/jobs", "/v1/schedules", "/v1/queues", "/v1/dead-letters")
     return [(await h.call("GET", path, token=token)).body for path in paths]
+
+
+async def test_a_cursor_shows_nothing_of_the_rows_that_were_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tickwheel.storage.memory_jobs.LIST_EXAMINED_MAX", 2)
+    async with house() as h:
+        _, token = await h.add_key("read", queues=["mine"])
+        store = cast(MemoryStore, h.store)
+        for _ in range(3):
+            await h.scheduler.jobs.submit([JobSpec("t", queue="theirs", delay_ms=99_000)])
+        page = (await h.call("GET", "/v1/jobs", token=token)).body
+        assert page["jobs"] == []
+        sealed = base64.urlsafe_b64decode(page["next_cursor"] + "==")
+        for job_id in store._tables.jobs:
+            assert job_id[:13].encode() not in sealed
+        more = f"/v1/jobs?cursor={page['next_cursor']}"
+        assert (await h.call("GET", more, token=token)).body == {"jobs": [], "next_cursor": None}
 
 
 async def test_a_patch_does_not_move_a_schedule_into_another_queue() -> None:

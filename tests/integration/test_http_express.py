@@ -21,7 +21,7 @@ from integration.express_kit import (
 from integration.http_house import Reply, house
 
 from tickwheel.core.errors import Unavailable
-from tickwheel.server.auth import CACHE_MS, OPEN_RECHECK_MS
+from tickwheel.server.auth import CACHE_MS, RECHECK_MS
 from tickwheel.server.door import HEADS_MAX
 
 __all__ = ["both_loops", "watched_lane"]
@@ -246,7 +246,7 @@ async def test_the_first_key_closes_the_lane_of_an_open_connection(told: bool, l
             assert (await h.call("POST", "/v1/jobs", JOB, token=token)).status == 201
         else:
             now = h.scheduler.clock.monotonic_ms
-            ahead = lambda: now() + OPEN_RECHECK_MS
+            ahead = lambda: now() + RECHECK_MS
             h.scheduler.clock.monotonic_ms = ahead  # type: ignore[method-assign]
         for _ in range(2):
             assert (await one.ask(post())).code == "unauthorized"

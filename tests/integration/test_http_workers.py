@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import msgspec
 import orjson
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from integration.http_house import House, house
 
+from tickwheel.core.protocol import PollAnswer
 from tickwheel.server import answers, api_workers
 from tickwheel.server.http import Context
 
@@ -188,6 +191,58 @@ async def test_an_answer_that_cannot_be_written_gives_its_jobs_back_uncharged() 
         assert before == [(worker, 5)]
         (job,) = await h.lease(worker, 6)
         assert (job["id"], job["attempt"]) == (created["id"], 1)
+
+
+async def test_an_answer_of_which_only_the_beginning_was_read_gives_its_jobs_back_uncharged() -> (
+    None
+):
+    async with house() as h:
+        gone, alive = await h.worker(default=40), await h.worker(default=40)
+        jobs = [{"task": "t", "args": {"x": "x" * 200_000}}] * 39
+        assert (await h.call("POST", "/v1/jobs", {"jobs": jobs})).status == 201
+        body = orjson.dumps({"seq": 5, "slots": {"default": 40}, "wait_seconds": 10})
+        host, port = h.url.removeprefix("http://").split(":")
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(connection, (host, int(port)))
+        request = (
+            b"POST /v1/workers/%b/poll HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        )
+        await loop.sock_sendall(connection, request % (gone.encode(), len(body), body))
+        assert (await loop.sock_recv(connection, 1_000)).startswith(b"HTTP/1.1 200")
+        sessions = {session.worker_id: session for session in h.scheduler.workers.list()}
+        assert len(sessions[gone].leases) > 10
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        connection.close()
+        while sessions[gone].leases:
+            await asyncio.sleep(0)
+        again = await h.lease(alive, 1, default=40)
+        assert {job["attempt"] for job in again} == {1}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_an_answer_that_is_interrupted_is_taken_back_if_its_connection_is_lost(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(web.Response, "prepare", interrupted)
+    async with house() as h:
+        taken_back: list[object] = []
+        monkeypatch.setattr(
+            h.scheduler.workers, "undelivered", lambda *call: taken_back.append(call)
+        )
+        context = cast(Context, SimpleNamespace(scheduler=h.scheduler))
+        request = make_mocked_request("POST", "/")
+        if lost:
+            cast(Any, request.protocol).transport = None
+        with pytest.raises(asyncio.CancelledError):
+            await api_workers._deliver(context, request, PollAnswer(), "w", 1)
+        assert taken_back == [("w", 1)] * lost
 
 
 async def test_a_report_settles_once_and_says_what_became_of_each() -> None:

@@ -292,5 +292,7 @@ def test_an_attempt_that_goes_on_and_is_given_back_with_its_session_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     orphans = Kernel.orphans
-    monkeypatch.setattr(Kernel, "orphans", lambda self, gone=(), kept=(): orphans(self, gone))
+    monkeypatch.setattr(
+        Kernel, "orphans", lambda self, gone=(), queues=(), kept=(): orphans(self, gone, queues)
+    )
     assert caught(shape=_SEVERAL, faults=_CLUSTER) == "duplicate"

@@ -120,9 +120,9 @@ async def test_sessions_that_are_gone_are_remembered_up_to_a_number_and_a_size(
     monkeypatch.setattr(kernel_module, "GONE_MAX", 3)
     monkeypatch.setattr(kernel_module, "KEPT_MAX", 4)
     kernel = kernel_of()
-    kernel.orphans(["1", "2"])
-    kernel.orphans(["3", "4"])
-    assert list(kernel.gone) == ["2", "3", "4"]
-    kernel.orphans(["5"], frozenset("abc"))
-    kernel.orphans(["6"], frozenset("de"))
-    assert kernel.gone == {"6": frozenset("de")}
+    kernel.orphans(["1", "2"], ["q"])
+    kernel.orphans(["3", "4"], ["q"])
+    assert list(kernel.gone) == [("2", "q"), ("3", "q"), ("4", "q")]
+    kernel.orphans(["5"], ["q"], frozenset("abc"))
+    kernel.orphans(["6"], ["q"], frozenset("de"))
+    assert kernel.gone == {("6", "q"): frozenset("de")}

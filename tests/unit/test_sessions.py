@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from unit.rig import terms_of
 
-from tickwheel.core.errors import InvalidRequest, UnknownWorker
+from tickwheel.core.errors import Unavailable, UnknownWorker
 from tickwheel.core.job import Claimed, Waiting
 from tickwheel.core.lease import Lease
 from tickwheel.core.protocol import PollAnswer
@@ -157,11 +157,22 @@ async def test_a_session_is_its_principals_alone() -> None:
             sessions.get(worker_id, principal)
 
 
-async def test_there_are_only_so_many_sessions() -> None:
-    sessions = Sessions(1)
-    sessions.add(session_of("a"))
-    with pytest.raises(InvalidRequest, match="too many"):
-        sessions.add(session_of("b"))
+async def test_there_are_only_so_many_sessions_and_nobody_takes_all_of_them() -> None:
+    sessions = Sessions(4)
+    for worker_id in ("a", "b"):
+        sessions.add(session_of(worker_id, "greedy"))
+    with pytest.raises(Unavailable, match="too many"):
+        sessions.add(session_of("c", "greedy"))
+    sessions.add(session_of("c", "modest"))
+    with pytest.raises(Unavailable):
+        sessions.add(session_of("d", "modest"))
+    sessions.add(session_of("d", "new"))
+    with pytest.raises(Unavailable):
+        sessions.add(session_of("e", "newer"))
+    for session in sessions.all()[:2]:
+        sessions.remove(session)
+        sessions.remove(session)
+    sessions.add(session_of("e", "greedy"))
 
 
 async def test_a_session_that_is_removed_answers_its_poll() -> None:

@@ -315,6 +315,25 @@ def test_what_was_claimed_and_reached_nobody_is_given_back_once_its_worker_says_
     run(scenario)
 
 
+def test_nobody_speaks_for_the_jobs_of_a_queue_that_it_does_not_serve() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as first:
+            [mine] = await submit(first, 1, delay_ms=20)
+            [theirs] = await submit(first, 1, queue="theirs", delay_ms=20)
+            await store.join(Member("dead", "", 0), 10)
+            views = [store._tables.jobs[each].waiting for each in (mine, theirs)]
+            await store.claim(views, ["old", "old"], "dead", clock.now_ms())
+        async with scheduler_on(store, clock) as second:
+            hand = await Hand(second).join()
+            await until(lambda: len(second._kernel.leases) == 2)
+            await second.workers.report(hand.worker_id, Report(gone=["old"]))
+            await until(lambda: store._tables.jobs[mine].state is not State.RUNNING)
+            assert store._tables.jobs[theirs].state is State.RUNNING
+
+    run(scenario)
+
+
 def test_a_session_that_was_called_gone_before_the_recovery_counts_too() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
