@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
     from .worker import Worker
 
+DEFAULT_URL = "http://127.0.0.1:8080"
+
 _HOMES = {"Batcher": "batching", "Client": "client", "Context": "context", "Worker": "worker"}
 
 __all__ = [

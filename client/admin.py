@@ -165,7 +165,8 @@ class DeadLetters:
     ) -> Redriven:
         """Make up to `limit` (≤ 500) of them new jobs, spread by `rate_per_second`.
 
-        Repeating it is safe: a letter that was redriven is gone.
+        If the answer is lost, it is repeated for `ids` within the limit, as a letter that was
+        redriven is gone, and as a dry run. Else it is not: a repeat would take the next letters.
         """
         wanted = {
             "queue": queue,
@@ -176,8 +177,13 @@ class DeadLetters:
             "dry_run": dry_run,
         }
         body = {name: value for name, value in wanted.items() if value is not None}
-        path = at("dead-letters", "redrive")
-        return cast(Redriven, await self._transport.request("POST", path, body=_encode(body)))
+        answer = await self._transport.request(
+            "POST",
+            at("dead-letters", "redrive"),
+            body=_encode(body),
+            repeatable=dry_run or (ids is not None and len(ids) <= limit),
+        )
+        return cast(Redriven, answer)
 
     async def delete(self, ids: Sequence[str]) -> int:
         """Delete these; return how many there were."""

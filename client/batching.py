@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self, TypeAlias, Unpack
 
-from .errors import ClientError, ProblemError, TryLater
+from .errors import ClientError, NotAllowed, ProblemError, TryLater
 from .shapes import JobOptions, Submitted
 from .submission import JOBS_PER_REQUEST_MAX, encode_job, split
 
@@ -105,7 +105,7 @@ class Batcher:
                 [body for body, _, _ in part], all(keyed for _, keyed, _ in part)
             )
         except ProblemError as error:
-            if len(part) == 1 or isinstance(error, TryLater):
+            if len(part) == 1 or isinstance(error, NotAllowed | TryLater):  # no job's fault
                 _fail(part, error)
                 return
             middle = len(part) // 2

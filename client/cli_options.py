@@ -15,10 +15,10 @@ from typing import Any
 import click
 import orjson
 
+from . import DEFAULT_URL
 from .cli_output import Output
 from .errors import InvalidArgument
 
-DEFAULT_URL = "http://127.0.0.1:8080"
 RETRIES = 2
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

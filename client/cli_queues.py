@@ -181,6 +181,8 @@ async def redrive(
         f"{len(done)} {verb}, {remaining} remain",
         {"redriven": done, "remaining": remaining, "dry_run": dry_run},
     )
+    out.failed = len(done) < min(len(ids), left)
+    out.finish()
 
 
 def _chosen_and_confirmed(command: Callable[..., None]) -> Callable[..., None]:

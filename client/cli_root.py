@@ -20,6 +20,7 @@ import click
 from tickwheel.core.errors import InvalidRequest, TickwheelError, Unavailable
 
 from . import cli_jobs, cli_queues, cli_schedules, cli_worker
+from .cli_output import clean
 from .errors import ClientError, InvalidArgument, Unreachable
 from .errors import InvalidRequest as Refused
 
@@ -33,7 +34,7 @@ class Failure(click.ClickException):
     """What is said, in one line, before the command ends with `exit_code`."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(clean(" ".join(message.split())))
         self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tickwheel.core.plan import PREVIEW_MAX
+
 from .cli_jobs import shown
 from .cli_options import DURATION, INSTANT, JSON_OBJECT, option, remote
 from .cli_output import Output, collect, fields, when
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from .client import Client
 
 PREVIEW_COUNT = 10
-PREVIEW_COUNT_MAX = 1_000
 
 
 @click.group(short_help="Define and steer recurring jobs.")
@@ -124,7 +125,7 @@ async def trigger(client: Client, out: Output, schedule_id: str) -> None:
 @click.argument("schedule_id")
 @option(
     "--count",
-    type=click.IntRange(1, PREVIEW_COUNT_MAX),
+    type=click.IntRange(1, PREVIEW_MAX),
     default=PREVIEW_COUNT,
     show_default=True,
     help="How many.",

@@ -35,7 +35,8 @@ _JOBS = at("jobs")
 class Client:
     """Submits, reads and manages. Use it from one event loop; errors are in `client.errors`.
 
-    `timeout_seconds` bounds one attempt of a request; `retries` is how often it may be repeated.
+    `timeout_seconds` bounds one attempt of a request, from the moment at which one of its 100
+    connections is free; `retries` is how often it may be repeated.
     """
 
     def __init__(
@@ -107,19 +108,25 @@ class Client:
         return cast(Job, await self._transport.request("GET", at("jobs", job_id)))
 
     async def wait(self, job_id: str, *, timeout_seconds: float | None = None) -> Job:
-        """Return the job once it has ended. Raises TimeoutError after `timeout_seconds`."""
+        """Return the job once it has ended. Raises TimeoutError after `timeout_seconds`.
+
+        The last answer may take as long as any, and the wait for a connection is part of that.
+        """
         loop = asyncio.get_running_loop()
         end = None if timeout_seconds is None else loop.time() + timeout_seconds
-        while True:
-            left = WAIT_SECONDS_MAX if end is None else max(0.0, end - loop.time())
-            held = min(left, WAIT_SECONDS_MAX)
-            job = await self._transport.request(
-                "GET", at("jobs", job_id), query={"wait_seconds": f"{held:.3f}"}, wait_seconds=held
-            )
-            if job["state"] in ENDED:
-                return cast(Job, job)
-            if end is not None and loop.time() >= end:
-                raise TimeoutError(f"job {job_id} is still {job['state']}")
+        last = None if end is None else end + self._transport.timeout_seconds
+        async with asyncio.timeout_at(last):
+            while True:
+                left = WAIT_SECONDS_MAX if end is None else max(0.0, end - loop.time())
+                held = min(left, WAIT_SECONDS_MAX)
+                query = {"wait_seconds": f"{held:.3f}"}
+                job = await self._transport.request(
+                    "GET", at("jobs", job_id), query=query, wait_seconds=held
+                )
+                if job["state"] in ENDED:
+                    return cast(Job, job)
+                if end is not None and loop.time() >= end:
+                    raise TimeoutError(f"job {job_id} is still {job['state']}")
 
     def list_jobs(
         self,

@@ -7,6 +7,7 @@ import http.client
 from urllib.parse import urlsplit
 
 from .errors import Unreachable, problem
+from .pipe import authorization
 
 
 class Line:
@@ -21,8 +22,9 @@ class Line:
         self._connection = connect(parts.hostname, parts.port, timeout=timeout_seconds)
         self._prefix = parts.path
         self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        said = authorization(parts, api_key)
+        if said is not None:
+            self._headers["Authorization"] = said
 
     def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """Return the answer's body. Raises `Unreachable` or a `ProblemError`.

@@ -186,8 +186,10 @@ class Pipe:
         self._prefix = parts.path
         self._timeout_seconds = timeout_seconds
         host = parts.netloc.rpartition("@")[2]
-        said = _authorization(parts, api_key)
-        self._head = f"Host: {host}\r\nContent-Type: application/json\r\n{said}"
+        self._head = f"Host: {host}\r\nContent-Type: application/json\r\n"
+        said = authorization(parts, api_key)
+        if said is not None:
+            self._head += f"Authorization: {said}\r\n"
         self._idle: list[_Connection] = []
         self._turn = asyncio.Semaphore(connections)
         self._closed = False
@@ -201,11 +203,12 @@ class Pipe:
     ) -> bytes:
         """Return the answer's body; `wait` is added to the time limit.
 
+        That begins once the request has its turn: those before it end within limits of their own.
         Raises `Unreachable` or a `ProblemError`. A cancelled call closes the connection.
         """
         connection = None
         try:
-            async with asyncio.timeout(self._timeout_seconds + wait), self._turn:
+            async with self._turn, asyncio.timeout(self._timeout_seconds + wait):
                 connection = await self._connected()
                 head = self._request_head(method, path, body)
                 # Nothing empty: asyncio (3.12) would try to write that for ever.
@@ -261,13 +264,13 @@ class Pipe:
         return f"{line}{self._head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
 
 
-def _authorization(parts: SplitResult, api_key: str | None) -> str:
-    """Return the header's line: the API key, else the name and password in the URL, for a proxy."""
+def authorization(parts: SplitResult, api_key: str | None) -> str | None:
+    """Return what the header says: the API key, else the name and password in the URL, for a proxy."""
     if api_key:
         if not (api_key.isascii() and api_key.isprintable()):
             raise InvalidArgument("the API key has characters that no key has")
-        return f"Authorization: Bearer {api_key}\r\n"
+        return f"Bearer {api_key}"
     if parts.username is None:
-        return ""
+        return None
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"

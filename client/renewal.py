@@ -24,7 +24,7 @@ from .attempt import Attempt, Halt
 from .clock import now
 from .errors import ClientError, NotAllowed, NotFound, ProblemError, TryLater, Unreachable
 from .line import Line
-from .transport import backoff_seconds, decode
+from .transport import backoff_seconds, decode, shown_url
 
 LOG = logging.getLogger("tickwheel.worker")
 
@@ -150,7 +150,7 @@ class Keeper(threading.Thread):
             self._events.failed(error)
         elif self._failures % TELL_EVERY == 1 or isinstance(error, NotAllowed):
             what = "not registered at" if self.worker_id is None else "no renewal at"
-            LOG.warning("%s %s: %s; trying again", what, self._line.url, error)
+            LOG.warning("%s %s: %s; trying again", what, shown_url(self._line.url), error)
         if self._ever_registered and isinstance(error, Unreachable):
             self._events.silent()
 

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 from .attempt import Attempt
 from .clock import now
+from .errors import InvalidArgument
 from .relay import Relay
 from .session import Session
 from .slots import Slots
 from .tasks import surface
-from .transport import base_url
+from .transport import base_url, shown_url
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -56,6 +57,8 @@ class Runtime:
         self._sessions: list[Session] = []
         self._told: set[str] = set()
         """The URLs and the ids of all schedulers, as one of them told last."""
+        self._refused: set[str] = set()
+        """What schedulers said they are reached at, and is no URL."""
         self._closing: set[asyncio.Task[None]] = set()
         self._ending = False
         for url in worker.urls:
@@ -116,18 +119,27 @@ class Runtime:
         """
         if self._ending:
             return
-        self._told = {base_url(each["url"]) for each in schedulers}
-        self._told |= {each["id"] for each in schedulers}
+        urls = {each["id"]: self._address(each) for each in schedulers}
+        self._told = {*urls, *filter(None, urls.values())}
         if not schedulers:
             alone = [session.scheduler_id for session in self._sessions if session.url == teller]
             self._told = {teller, *filter(None, alone)}
-        ids = {session.scheduler_id for session in self._sessions}
-        urls = {session.url for session in self._sessions}
-        for each in schedulers:
-            url = base_url(each["url"])
-            if each["id"] not in ids and url not in urls:
-                LOG.info("another scheduler, at %s", url)
+        met = {part for each in self._sessions for part in (each.scheduler_id, each.url)}
+        for scheduler_id, url in urls.items():
+            if url is not None and met.isdisjoint((scheduler_id, url)):
+                LOG.info("another scheduler, at %s", shown_url(url))
                 self._add(url).start()
+
+    def _address(self, scheduler: Mapping[str, str]) -> str | None:
+        """Return where a scheduler is that another tells of; None, told once, if that is no URL."""
+        url = scheduler["url"]
+        try:
+            return base_url(url)
+        except InvalidArgument as error:
+            if url not in self._refused:
+                self._refused.add(url)
+                LOG.warning("the scheduler %s has a wrong address: %s", scheduler["id"], error)
+            return None
 
     def _part(self) -> None:
         """End sessions with schedulers that don't answer, and of which the others don't tell.
@@ -141,7 +153,7 @@ class Runtime:
             told = not self._told.isdisjoint((session.url, session.scheduler_id))
             awaited = given and not session.worker_ids  # nobody has answered there yet
             if session.failing and not session.gone and not told and not awaited:
-                LOG.info("the scheduler at %s is gone", session.url)
+                LOG.info("the scheduler at %s is gone", shown_url(session.url))
                 session.gone = True
                 closing = self._loop.create_task(self._retire(session))
                 self._closing.add(closing)
@@ -222,7 +234,7 @@ class Runtime:
             LOG.warning(
                 "%d reports did not reach %s: those jobs run again when their leases run out",
                 session.reporter.unanswered,
-                session.url,
+                shown_url(session.url),
             )
         # To leave would release what has ended and could not be reported: it would run again.
         await session.close(leave=not session.running and not session.reporter.unanswered)

@@ -34,7 +34,7 @@ from .renewal import Events, Keeper
 from .reporter import IN_FLIGHT_MAX, Reporter
 from .slots import Slots
 from .tasks import in_loop, surface
-from .transport import decode, pause_seconds
+from .transport import decode, pause_seconds, shown_url
 
 LOG = logging.getLogger("tickwheel.worker")
 
@@ -305,7 +305,7 @@ class Session:
             self._hand_over(attempt, peer, after_seconds=0.0 if known else HOP_SECONDS)
 
     def _hand_over(self, attempt: Attempt, peer: Session, after_seconds: float = 0.0) -> None:
-        LOG.info("job %s: its lease is looked after by %s now", attempt.id, peer.url)
+        LOG.info("job %s: its lease is looked after by %s now", attempt.id, shown_url(peer.url))
         if attempt.id in peer.running:
             self.halt(attempt, "lost")  # it has been handed out again, and to us
             return
@@ -345,10 +345,10 @@ class Session:
         if self._required or not isinstance(error, ClientError):
             self._failed(error)
         else:
-            LOG.warning("no jobs from %s: %s", self.url, error)
+            LOG.warning("no jobs from %s: %s", shown_url(self.url), error)
 
     def _on_registered(self, answer: dict[str, Any], before: str | None) -> None:
-        LOG.info("registered as %s at %s", answer["worker_id"], self.url)
+        LOG.info("registered as %s at %s", answer["worker_id"], shown_url(self.url))
         self.scheduler_id = answer["scheduler_id"]
         self.worker_ids.append(answer["worker_id"])
         self._registered.set()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -19,13 +20,23 @@ from urllib.parse import urlencode
 import orjson
 from yarl import URL
 
-from .errors import OUTCOME_UNKNOWN, ClientError, InvalidArgument, ProblemError, Unreachable
+from .errors import (
+    OUTCOME_UNKNOWN,
+    ClientError,
+    InvalidArgument,
+    NotFound,
+    ProblemError,
+    Unreachable,
+)
 from .pipe import Pipe
 
 CONNECTIONS_MAX = 100
+"""Further requests wait for their turn, which does not count against their time limit."""
 BACKOFF_SECONDS = 0.1
 BACKOFF_SECONDS_MAX = 5.0
 RETRY_AFTER_SECONDS_MAX = 30.0
+_SECRET = re.compile(r"^(\w+://)?.*@", re.DOTALL)
+"""Up to the last @: a password may have been given with a / or an @ in it."""
 
 
 def backoff_seconds(failures: int, rng: random.Random) -> float:
@@ -42,13 +53,20 @@ def pause_seconds(error: ClientError, failures: int, rng: random.Random) -> floa
     return pause if told is None else min(max(pause, told), RETRY_AFTER_SECONDS_MAX)
 
 
+def shown_url(url: str) -> str:
+    """Return a URL, even a wrong one, as it may be logged and printed: without user and password."""
+    return _SECRET.sub(r"\1", url)
+
+
 def base_url(url: str) -> str:
     """Return `url` without its trailing slash; raise ValueError unless it is http(s)://host…"""
-    wrong = InvalidArgument(f"not the URL of a scheduler, like http://localhost:8080: {url!r}")
+    wrong = InvalidArgument(
+        f"not the URL of a scheduler, like http://localhost:8080: {shown_url(url)!r}"
+    )
     try:
         parsed = URL(url)
-    except ValueError as error:
-        raise wrong from error
+    except ValueError:
+        raise wrong from None  # its text has parts of what may be a password
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise wrong
     return str(parsed.with_query(None).with_fragment(None)).rstrip("/")
@@ -68,7 +86,7 @@ class Transport:
     ) -> None:
         self.url = base_url(url)
         self.retries = retries
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._api_key = api_key
         self._rng = rng or random.Random()
         self._pipe: Pipe | None = None
@@ -95,14 +113,18 @@ class Transport:
         Raises a `ProblemError` or `Unreachable` once the retries are spent.
         """
         failures = 0
+        in_doubt = False
         while True:
             try:
                 answer = await self.send(method, path, body=body, query=query, wait=wait_seconds)
                 return decode(answer) if answer else None
             except (ProblemError, Unreachable) as error:
+                if in_doubt and method == "DELETE" and isinstance(error, NotFound):
+                    return None  # a try before, whose answer was lost, has deleted it
                 failures += 1
                 if failures > self.retries or not _may_repeat(error, repeatable):
                     raise
+                in_doubt = in_doubt or not _may_repeat(error, repeatable=False)
                 pause = pause_seconds(error, failures, self._rng)
             await asyncio.sleep(pause)
 
@@ -117,13 +139,13 @@ class Transport:
     ) -> bytes:
         """Send once and return the answer's bytes; `wait` is added to the time limit."""
         if self._pipe is None:
-            self._pipe = Pipe(self.url, self._api_key, self._timeout_seconds, CONNECTIONS_MAX)
+            self._pipe = Pipe(self.url, self._api_key, self.timeout_seconds, CONNECTIONS_MAX)
         if query:
             path = f"{path}?{urlencode(query)}"
         try:
             return await self._pipe.request(method, path, body or b"", wait=wait)
         except Unreachable as error:
-            raise Unreachable(f"{self.url}: {error}", sent=error.sent) from error
+            raise Unreachable(f"{shown_url(self.url)}: {error}", sent=error.sent) from error
 
 
 def decode(answer: bytes) -> Any:

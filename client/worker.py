@@ -24,11 +24,11 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
+from . import DEFAULT_URL
 from .handlers import Around, Handler
 from .runtime import Runtime
 from .transport import base_url
 
-DEFAULT_URL = "http://127.0.0.1:8080"
 PROTOCOL = 1
 GC_THRESHOLDS = (50_000, 20, 50)
 """Jobs come by the hundred and go without cycles; by default they would be searched all the time."""

@@ -18,8 +18,10 @@ from click.core import ParameterSource
 
 from tickwheel.client.cli_options import DURATION, as_json, log_level, option
 from tickwheel.client.cli_output import Output, fields
+from tickwheel.client.errors import InvalidArgument
 from tickwheel.core.clock import SystemClock
 from tickwheel.core.errors import NotFound
+from tickwheel.core.names import NAME, is_name
 
 from .scopes import SCOPES
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "tickwheel"
 ACTOR = "command line"
+EXPIRY_SECONDS_MAX = 100 * 366 * 86_400
+LAST_STAMP = datetime(9999, 1, 1, tzinfo=UTC)
+"""The last year of all dates has begun: what is later can't be shown in every zone."""
 
 T = TypeVar("T")
 
@@ -104,11 +109,15 @@ def serve(dsn: str | None, data_dir: Path | None, **options: Any) -> None:
 
     Without --dsn it runs a Postgres of its own, with its data in --data-dir.
     """
+    from tickwheel.client.transport import base_url
+
     from .serve import ServeOptions, run
 
     dsn, data_dir = chosen(dsn, data_dir)
     if options["advertise_url"] and options["processes"] > 1:
         raise click.UsageError("--advertise-url is for one scheduler, not for several --processes")
+    if options["advertise_url"]:
+        base_url(options["advertise_url"])
     run(ServeOptions(dsn=dsn, data_dir=data_dir, **options))
 
 
@@ -143,6 +152,11 @@ def create(
     """Make a key and print its token, which is shown this once and stored nowhere."""
     from .auth import new_key
 
+    if expires_in is not None and expires_in > EXPIRY_SECONDS_MAX:
+        raise InvalidArgument("--expires-in takes up to 100 years")
+    for queue in queues:
+        if not is_name(queue):
+            raise InvalidArgument(f"--queue {queue!r}: a name is {NAME}")
     now_ms = SystemClock().now_ms()
     expires_at_ms = None if expires_in is None else now_ms + round(expires_in * 1000)
     key, token = new_key(name, scopes or SCOPES, queues or None, now_ms, expires_at_ms)
@@ -284,4 +298,7 @@ def _resource(key: ApiKey) -> dict[str, Any]:
 
 
 def _stamp(at_ms: int | None) -> str | None:
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
+    if at_ms is None:
+        return None
+    seconds = min(at_ms / 1000, LAST_STAMP.timestamp())
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

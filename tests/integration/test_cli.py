@@ -17,8 +17,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tickwheel.client import cli_output, cli_root
+from tickwheel.client.admin import DeadLetters
 from tickwheel.client.client import Client
+from tickwheel.client.errors import problem
 from tickwheel.server import commands
+from tickwheel.server.auth import new_key
 
 NOWHERE = "http://127.0.0.1:9"
 TICKWHEEL = [sys.executable, "-m", "tickwheel.client.cli"]
@@ -257,6 +260,39 @@ def test_migrating_makes_the_schema(postgres_dsn: str) -> None:
 # Without a scheduler.
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--expires-in", "9999999d"], "up to 100 years"),
+        (["--expires-in", "36601d"], "up to 100 years"),
+        (["--queue", "mail,web"], "--queue 'mail,web': a name is"),
+        (["--queue", "mail", "--queue", ""], "--queue '': a name is"),
+    ],
+)
+def test_a_key_that_would_be_of_no_use_is_not_made(
+    wrong: list[str], said: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "none"
+    refused = invoke("keys", "create", "me", *wrong, "--data-dir", str(folder))
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert said in refused.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("days", "shown"),
+    [(36_600, "2070-03-17"), (9_999_999, "9999-01-01"), (10**11, "9999-01-01")],
+)
+def test_keys_are_listed_however_late_one_expires(
+    days: int, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, _ = new_key("me", ["read"], None, 0, days * 86_400_000)
+    monkeypatch.setattr(commands, "on_store", lambda *_, **__: [key])
+    assert key.id in invoke("keys", "list").stdout
+    (listed,) = json.loads(invoke("keys", "list", "--json").stdout)
+    assert listed["expires_at"] == f"{shown}T00:00:00+00:00"
+
+
 def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
@@ -305,6 +341,8 @@ def test_the_environment_stands_in_for_options() -> None:
         ("submit", "t", "--run-at", "0001-01-01T00:00:00"),
         ("submit", "t", "--run-at", "0001-01-01T00:00:00+05:00"),
         ("jobs", "list", "--state", "lost"),
+        ("schedules", "preview", "nightly", "--count", "0"),
+        ("schedules", "preview", "nightly", "--count", "101"),
         ("dead", "delete", "--yes"),
         ("worker", "no_such_module:worker"),
         ("worker", "json:loads"),
@@ -355,6 +393,16 @@ def test_a_wrong_url_in_the_environment_is_told_too(
         assert is_told_in_a_line_what_a_url_looks_like(invoke(*command, env={"TICKWHEEL_URL": url}))
 
 
+@pytest.mark.parametrize("url", ["x:1", "sched-b:8080", *WRONG_URLS])
+def test_a_scheduler_that_would_tell_workers_a_wrong_url_does_not_start(
+    url: str, tmp_path: Path
+) -> None:
+    nowhere = ("--port", "0", "--dsn", f"postgresql://x@/x?host={tmp_path}")
+    assert is_told_in_a_line_what_a_url_looks_like(
+        invoke("serve", *nowhere, "--advertise-url", url)
+    )
+
+
 @pytest.mark.parametrize("option", ["--delay", "--task-timeout", "--timeout"])
 def test_a_duration_past_all_numbers_is_status_2_and_one_line(option: str) -> None:
     result = invoke("submit", "t", option, "9" * 400, "--url", NOWHERE)
@@ -372,6 +420,28 @@ def test_redriving_all_dead_letters_has_to_be_said() -> None:
     assert nothing.exit_code == 2
     assert nothing.stderr.endswith("give ids, --queue, --task or --all\n")
     assert invoke("dead", "redrive", "--all", "--url", NOWHERE).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found", "status"),
+    [
+        (["a"], 0, 1),
+        (["a", "b"], 1, 1),
+        (["a", "--dry-run"], 0, 1),
+        (["a", "b"], 2, 0),
+        (["a", "b", "--limit", "1"], 1, 0),
+        (["--all"], 0, 0),
+    ],
+)
+def test_redriving_what_is_no_dead_letter_fails(
+    arguments: list[str], found: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def redrive(self: DeadLetters, **_: Any) -> dict[str, Any]:
+        return {"redriven": [{"from": "a", "id": "n"}] * found, "remaining": 0}
+
+    monkeypatch.setattr(DeadLetters, "redrive", redrive)
+    result = invoke("dead", "redrive", *arguments)
+    assert (result.exit_code, result.stdout.split()[0]) == (status, str(found))
 
 
 def test_deleting_asks_only_once_it_is_known_what() -> None:
@@ -436,6 +506,11 @@ def test_what_jobs_say_neither_steers_the_terminal_nor_is_taken_for_markup(
     printed = capsys.readouterr().out
     assert "[red]x[/red]" in printed
     assert "\x1b" not in printed
+
+
+def test_what_a_wrong_server_says_does_not_steer_the_terminal() -> None:
+    told = cli_root.failure(problem(500, b"\x1b[2J<html>\nof two lines"))
+    assert told.message == "500 http_500: \N{REPLACEMENT CHARACTER}[2J<html> of two lines"
 
 
 def test_off_a_terminal_no_line_is_cut(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,9 @@ from tickwheel.client import (
     TryLater,
     Unreachable,
     batching,
+    transport,
 )
+from tickwheel.client.errors import InvalidArgument
 from tickwheel.client.shapes import NewJob
 from tickwheel.client.submission import BODY_BYTES_MAX, split
 
@@ -174,6 +176,91 @@ async def test_an_unknown_outcome_is_repeated_only_under_a_key(fake: FakeSchedul
     assert len(fake.asked("submit")) == 3
 
 
+class Answers:
+    """Stands in for `Transport.send`: raises or returns one after another, and counts."""
+
+    def __init__(self, client: Client, *answers: bytes | ClientError) -> None:
+        self.left = list(answers)
+        client._transport.send = self.send  # type: ignore[method-assign]
+
+    async def send(self, *_: object, **__: object) -> bytes:
+        answer = self.left.pop(0)
+        if isinstance(answer, ClientError):
+            raise answer
+        return answer
+
+
+LOST = Unreachable("cut", sent=True)
+REDRIVEN = b'{"redriven":[],"remaining":0}'
+
+
+@pytest.mark.parametrize(
+    "choice", [{"ids": ["a", "b"]}, {"ids": ["a"], "limit": 1}, {"dry_run": True}]
+)
+async def test_a_redrive_that_would_take_the_same_letters_again_is_repeated(
+    choice: dict[str, Any],
+) -> None:
+    async with Client("http://nowhere") as client:
+        answers = Answers(client, LOST, REDRIVEN)
+        assert (await client.dead_letters.redrive(**choice))["remaining"] == 0
+    assert answers.left == []
+
+
+@pytest.mark.parametrize("choice", [{}, {"queue": "mail"}, {"ids": ["a", "b"], "limit": 1}])
+async def test_a_redrive_that_would_take_the_next_letters_is_not_repeated(
+    choice: dict[str, Any],
+) -> None:
+    async with Client("http://nowhere") as client:
+        answers = Answers(client, LOST, REDRIVEN)
+        with pytest.raises(Unreachable):
+            await client.dead_letters.redrive(**choice)
+        answers.left = [TryLater(503, "unavailable", "later"), REDRIVEN]
+        await client.dead_letters.redrive(**choice)
+
+
+@pytest.mark.parametrize("lost", [LOST, TryLater(503, "outcome_unknown", "who knows")])
+async def test_a_schedule_that_a_try_without_an_answer_has_deleted_is_deleted(
+    lost: ClientError,
+) -> None:
+    missing = NotFound(404, "not_found", "there is no such schedule")
+    async with Client("http://nowhere") as client:
+        Answers(client, lost, TryLater(503, "unavailable", "later"), missing)
+        await client.schedules.delete("nightly")
+        for before in ([], [TryLater(503, "unavailable", "later")]):
+            Answers(client, *before, missing)
+            with pytest.raises(NotFound):
+                await client.schedules.delete("nightly")
+        Answers(client, lost, missing)
+        with pytest.raises(NotFound):
+            await client.schedules.get("nightly")
+
+
+async def test_waiting_for_a_jobs_end_ends_in_time_though_no_connection_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        gone.set()
+
+    monkeypatch.setattr(transport, "CONNECTIONS_MAX", 1)
+    listening = await asyncio.start_server(hold, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with listening, Client(f"http://127.0.0.1:{port}", timeout_seconds=0.1) as client:
+        holding = asyncio.create_task(client.wait("a"))
+        await asked.wait()
+        async with asyncio.timeout(20):
+            with pytest.raises(TimeoutError):
+                await client.wait("b", timeout_seconds=0.1)
+        assert not holding.done()
+        holding.cancel()
+        await gone.wait()
+
+
 async def test_retries_end(fake: FakeScheduler) -> None:
     fake.refuse("submit", 503, "unavailable", times=100)
     async with Client(fake.url, retries=2) as client:
@@ -192,6 +279,25 @@ async def test_nobody_listening_is_repeated_and_then_told(
         with pytest.raises(Unreachable) as caught:
             await client.submit("send")
     assert caught.value.sent is False
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:secret@127.0.0.1:9/base", "http://127.0.0.1:9/base: can't connect"),
+        ("https://me:secret@h:x", "'https://h:x'"),
+        ("https://me:se/cret@h", "'https://h'"),
+        ("me:secret@h", "'h'"),
+        ("ftp://me:s@ecret@h", "'ftp://h'"),
+        ("nonsense", "'nonsense'"),
+    ],
+)
+async def test_an_error_shows_a_url_without_its_password(url: str, shown: str) -> None:
+    with pytest.raises((InvalidArgument, Unreachable)) as caught:
+        async with Client(url, retries=0) as client:
+            await client.submit("send")
+    assert shown in str(caught.value)
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +377,17 @@ async def test_a_batch_that_is_refused_for_now_fails_whole(fake: FakeScheduler) 
             *[batch.submit("t") for _ in range(10)], return_exceptions=True
         )
     assert all(isinstance(answer, TryLater) for answer in answers)
+    assert len(fake.asked("submit")) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_batch_whose_key_is_refused_fails_whole(fake: FakeScheduler, status: int) -> None:
+    fake.refuse("submit", status, "unauthorized", times=10_000)
+    async with Client(fake.url) as client, client.batch() as batch:
+        answers = await asyncio.gather(
+            *[batch.submit("t") for _ in range(100)], return_exceptions=True
+        )
+    assert all(isinstance(answer, NotAllowed) for answer in answers)
     assert len(fake.asked("submit")) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from time import monotonic
 import pytest
 from fake_scheduler import FakeScheduler
 
-from tickwheel.client import Worker, renewal, session
+from tickwheel.client import Worker, renewal, runtime, session
 
 
 @pytest.fixture
@@ -131,6 +132,82 @@ async def test_a_scheduler_that_comes_later_is_found_by_the_next_poll(
         introduce(first, second)
         await first.reported("succeeded", first.offer("run"))
         await second.reported("succeeded", second.offer("run"))
+
+
+async def test_an_address_that_is_none_is_told_once_and_ends_no_worker(
+    fakes: list[FakeScheduler], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, _ = fakes
+    introduce(first, second)
+    first.schedulers.append({"id": "boot-b", "url": "sched-b:8080"})
+    worker, _ = holding(first.url)
+    async with worker:
+        await second.reported("succeeded", second.offer("run"))
+        for _ in range(2):
+            await first.reported("succeeded", first.offer("run"))
+    [told] = [r.getMessage() for r in caplog.records if "sched-b" in r.getMessage()]
+    assert told.startswith("the scheduler boot-b has a wrong address: not the URL of a scheduler")
+
+
+async def test_of_the_schedulers_urls_the_log_has_no_password(
+    fakes: list[FakeScheduler], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(runtime, "FLUSH_SECONDS", 0.0)
+    first, second, third = fakes
+    introduce(*fakes)
+    for told in first.schedulers:
+        told["url"] = told["url"].replace("//", "//me:secret@")
+    first.schedulers.append({"id": "boot-b", "url": "me:secret@sched-b"})
+    third.refuse("register", 422, "too_many_workers", times=10_000)
+    worker, over = holding(first.schedulers[0]["url"])
+    async with worker:
+        job_id = second.offer("wait", lease_seconds=2.0)
+        await second.until(lambda: job_id in second.items("running"))
+        await third.until(partial(third.asked, "register"))
+        turn_away(second)
+        await first.until(lambda: job_id in first.items("running"))
+        first.schedulers = first.schedulers[:1]
+        await first.reported("succeeded", first.offer("run"))
+        await first.until(first.gone)
+        first.refuse("report", 503, "unavailable", times=10_000)
+        over.set()
+        count = len(first.asked("report"))
+        await first.until(lambda: len(first.asked("report")) > count + 2)
+    said = [record.getMessage() for record in caplog.records]
+    for what, where in (
+        ("registered as", first.url),
+        ("another scheduler, at", second.url),
+        ("no jobs from", third.url),
+        ("has a wrong address", "'sched-b'"),
+        ("trying again", second.url),
+        ("its lease is looked after by", first.url),
+        ("is gone", second.url),
+        ("reports did not reach", first.url),
+    ):
+        assert any(what in each and where in each for each in said), what
+    assert "secret" not in caplog.text
+
+
+async def test_a_scheduler_with_an_address_that_is_none_is_told_of_all_the_same(
+    fakes: list[FakeScheduler],
+) -> None:
+    """The worker was given a better one: its session there is not called gone."""
+    first, second, _ = fakes
+    introduce(first, second)
+    for told in first.schedulers:
+        told["url"] = "x:1"
+    worker, _ = holding(first.url, second.url)
+    async with worker:
+        await second.until(partial(second.asked, "poll"))
+        for verb in ("report", "poll"):
+            second.refuse(verb, 503, "unavailable", times=10_000)
+        count = len(second.asked("report"))
+        await second.until(lambda: len(second.asked("report")) > count + 1)
+        await first.reported("succeeded", first.offer("run"))
+        second.relent()
+        await second.reported("succeeded", second.offer("run"))
+    assert first.gone() == []
 
 
 async def test_an_attempt_whose_lease_has_moved_is_shown_to_its_new_owner(
@@ -495,7 +572,7 @@ async def test_a_scheduler_that_refuses_workers_ends_none_that_others_sent_there
 ) -> None:
     first, second, _ = fakes
     introduce(first, second)
-    second.refuse("register", 422, "too_many_workers", times=10_000)
+    second.refuse("register", 422, "slots_invalid", times=10_000)
     worker = Worker(first.url)
 
     @worker.task

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from fake_scheduler import FakeScheduler
 
-from tickwheel.client import Context, Fatal, Retry, Worker, relay
-from tickwheel.client.errors import RETRY_SECONDS_MAX
+from tickwheel.client import Context, Fatal, Retry, Worker, context, errors, outcome, relay
 from tickwheel.client.outcome import ERROR_BYTES_MAX, LOGGED_CHARS_MAX
 from tickwheel.client.worker import GC_THRESHOLDS
+from tickwheel.server import wire_workers
 from tickwheel.server.wire import DELAY_SECONDS_MAX
 
 
@@ -192,9 +192,25 @@ def test_retry_takes_seconds_or_a_timedelta(
     ],
 )
 def test_retry_refuses_what_the_scheduler_would(after: Any, wrong: type[Exception]) -> None:
-    assert RETRY_SECONDS_MAX == DELAY_SECONDS_MAX
     with pytest.raises(wrong, match="after_seconds"):
         Retry(after_seconds=after)
+
+
+def test_a_worker_and_a_scheduler_have_the_same_limits() -> None:
+    """Written down on both sides: to import the scheduler's would load all of it in a worker."""
+    assert (
+        outcome.RESULT_BYTES_MAX,
+        outcome.ERROR_BYTES_MAX,
+        outcome.MESSAGE_CHARS_MAX,
+        context.PROGRESS_BYTES_MAX,
+        errors.RETRY_SECONDS_MAX,
+    ) == (
+        wire_workers.RESULT_BYTES_MAX,
+        wire_workers.ERROR_TEXT_BYTES_MAX,
+        wire_workers.ERROR_MESSAGE_MAX,
+        wire_workers.PROGRESS_BYTES_MAX,
+        DELAY_SECONDS_MAX,
+    )
 
 
 class Bare(Retry):

@@ -349,6 +349,20 @@ async def test_every_request_carries_the_api_key(fake: FakeScheduler) -> None:
     assert {asked.headers["Authorization"] for asked in fake.requests} == {"Bearer tw_secret"}
 
 
+async def test_every_request_carries_the_name_and_password_of_the_url(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url.replace("//", "//me:a%3Ab@"))
+    waiting = Waiting(worker)
+    async with worker:
+        job_id = fake.offer("wait", lease_seconds=1.0)
+        await fake.until(lambda: fake.items("running"))
+        waiting.go_on.set()
+        await fake.reported("succeeded", job_id)
+    verbs = {asked.verb for asked in fake.requests}
+    assert verbs == {"register", "poll", "report", "leave"}
+    said = {asked.headers.get("Authorization") for asked in fake.requests}
+    assert said == {"Basic bWU6YTpi"}
+
+
 async def test_the_first_registration_being_refused_ends_the_worker(fake: FakeScheduler) -> None:
     fake.refuse("register", 401, "unauthorized")
     with pytest.raises(NotAllowed):
