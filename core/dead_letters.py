@@ -6,7 +6,7 @@ import asyncio
 import builtins
 from collections.abc import Sequence
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, OutcomeUnknown, Unavailable
 from .ids import mint
 from .job import Cursor, DeadLetter, Job, JobFilter, NewJob
 from .kernel import Kernel
@@ -14,7 +14,7 @@ from .ticker import admit
 
 PAGE_MAX = 500
 REDRIVE_MAX = 100_000
-_COUNT_MAX = 100_000
+_REMAINING_MAX = 100_000
 
 
 class DeadLetters:
@@ -36,39 +36,50 @@ class DeadLetters:
 
         The new jobs have the dead ones' settings and a fresh budget, and are spread over time by
         `rate_per_second`. A dry run answers what would be redriven, with empty new ids. Work is
-        done in pages of 500, each all or nothing per letter. Raises `InvalidRequest`.
+        done in pages of up to 500, each all or nothing per letter; if the store is lost between
+        two of them, the answer is what was done. Raises `InvalidRequest`.
         """
+        self._check(limit, rate_per_second)
+        store = self._kernel.store
+        # First, for once something is written no count must fail.
+        matching = await store.count_letters(where, ids, limit + _REMAINING_MAX)
+        done: builtins.list[tuple[str, str]] = []
+        after: Cursor | None = None
+        while len(done) < limit:
+            wanted = min(PAGE_MAX, limit - len(done))
+            try:
+                letters, after = await store.dead_letters(where, after, wanted, ids)
+                jobs = [letter.job for letter in letters]
+                if dry_run:
+                    done += [(job.id, "") for job in jobs]
+                else:
+                    done += await self._redrive_page(jobs, len(done), rate_per_second)
+            except Unavailable as error:
+                if dry_run or not done or isinstance(error, OutcomeUnknown):
+                    raise
+                break
+            if after is None:
+                break
+            await asyncio.sleep(0)
+        return done, matching if dry_run else max(0, matching - len(done))
+
+    def _check(self, limit: int, rate_per_second: float | None) -> None:
         if not 1 <= limit <= REDRIVE_MAX:
             raise InvalidRequest(f"1 to {REDRIVE_MAX}", code="limit_out_of_range", pointer="/limit")
-        if rate_per_second is not None and rate_per_second <= 0:
+        ahead_ms_max = self._kernel.settings.run_at_ahead_ms_max
+        if rate_per_second is not None and not limit * 1000 <= rate_per_second * ahead_ms_max:
             raise InvalidRequest(
-                "a rate is above 0", code="rate_out_of_range", pointer="/rate_per_second"
+                "a rate is above 0, and high enough for the last to be due within 5 years",
+                code="rate_out_of_range",
+                pointer="/rate_per_second",
             )
-        wanted = set(ids) if ids is not None else None
-        done: builtins.list[tuple[str, str]] = []
-        remaining = 0
-        after: Cursor | None = None
-        while True:
-            letters, after = await self._kernel.store.dead_letters(where, after, PAGE_MAX)
-            matching = [
-                letter.job for letter in letters if wanted is None or letter.job.id in wanted
-            ]
-            take = matching[: limit - len(done)]
-            remaining += len(matching) - len(take)
-            if dry_run:
-                done += [(job.id, "") for job in take]
-                remaining += len(take)
-            else:
-                done += await self._redrive_page(take, len(done), rate_per_second)
-            if after is None or remaining >= _COUNT_MAX:
-                return done, remaining
-            await asyncio.sleep(0)
 
-    async def delete(self, ids: Sequence[str]) -> int:
-        """Delete letters; return how many there were."""
+    async def delete(self, ids: Sequence[str], queues: frozenset[str] | None = None) -> int:
+        """Delete letters, of these queues only; return how many there were."""
+        store = self._kernel.store
         deleted = 0
         for start in range(0, len(ids), PAGE_MAX):
-            deleted += await self._kernel.store.delete_dead_letters(ids[start : start + PAGE_MAX])
+            deleted += await store.delete_dead_letters(ids[start : start + PAGE_MAX], queues)
         return deleted
 
     async def list(

@@ -94,13 +94,7 @@ class Dispatcher:
 
     def release_held(self, queue: str | None = None) -> None:
         """Give back what was claimed and not sent: of one queue that is paused, or all."""
-        self._settler.release(
-            [
-                lease
-                for lease in self._kernel.leases.all()
-                if not lease.sent_ms and lease.worker_id and queue in (None, lease.queue)
-            ]
-        )
+        self._settler.release(self._kernel.held(queue))
 
     def _step(self) -> bool:
         kernel = self._kernel

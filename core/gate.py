@@ -16,7 +16,7 @@ from itertools import groupby
 
 from .errors import TickwheelError, Unavailable
 from .job import Ending, State, Waiting
-from .kernel import Kernel
+from .kernel import Kernel, Once
 from .lease import Lease
 from .plan import MISFIRE_GRACE_MS, decide_overlap
 from .schedule import ScheduleSpec
@@ -42,6 +42,8 @@ class Gate:
         self._cancel = cancel
         self._buffered: dict[str, Waiting] = {}
         self._let_through: dict[str, list[str]] = {}
+        self._failures = Once()
+        ticker.spared = self._spared
 
     def ended(self, lease: Lease) -> None:
         """Note that a job has ended: a buffered occurrence may go now."""
@@ -79,7 +81,8 @@ class Gate:
             delay_ms = min(early) - now_ms
             asyncio.get_running_loop().call_later(delay_ms / 1000, self._parked.set)
         for schedule_id, group in groupby(due, key=lambda job: job[6] or ""):
-            await self._decide(schedule_id, list(group), now_ms)
+            with self._failures.tolerated(f"schedule {schedule_id}"):
+                await self._decide(schedule_id, list(group), now_ms)
 
     async def _decide(self, schedule_id: str, jobs: list[Waiting], now_ms: int) -> None:
         started = [job for job in jobs if job[3]]
@@ -90,10 +93,8 @@ class Gate:
         late_ms = now_ms - MISFIRE_GRACE_MS
         fresh = [job for job in jobs if self._buffered.get(schedule_id) is not job]
         if spec is not None and any(job[2] <= late_ms for job in fresh):
-            dropped = await self._ticker.catch_up(schedule_id)
-            for job in [job for job in fresh if job[2] in dropped]:
-                jobs.remove(job)
-                self._kernel.residents.evict(job[0])
+            await self._ticker.catch_up(schedule_id)
+            jobs = [job for job in jobs if self._kernel.residents.parked.get(job[0]) is job]
         if spec is None or spec.overlap == "allow":
             fired = self._let(schedule_id, jobs)
             if spec is not None and fired:
@@ -163,6 +164,10 @@ class Gate:
         if here:
             self._let_through[schedule_id] = here
         return here
+
+    def _spared(self, schedule_id: str) -> list[str]:
+        buffered = self._buffered.get(schedule_id)
+        return [*self._still_here(schedule_id), *([buffered[0]] if buffered else ())]
 
     async def _cancel_all(self, job_ids: list[str]) -> None:
         for job_id in job_ids:

@@ -357,6 +357,11 @@ class Job:
         return lane_name(self.queue, self.priority)
 
     @property
+    def document_bytes(self) -> int:
+        """How much room the job takes on a page of a list."""
+        return len(self.args) + len(self.result or b"") + len(self.error or b"")
+
+    @property
     def waiting(self) -> Waiting:
         """The job as memory keeps it while it waits."""
         return (

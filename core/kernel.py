@@ -94,6 +94,16 @@ class QueueBook:
             self.note(queue)
         return queue
 
+    async def lane(self, name: str, priority: int | None = None) -> tuple[Queue, int]:
+        """Return the queue and a job's priority (None: the queue's), of a lane the store knows."""
+        queue = self.get(name)
+        while True:
+            wanted = queue.priority if priority is None else priority
+            if queue.priorities >> wanted & 1:
+                return queue, wanted
+            # Its answer may tell of another default than the one that was known here.
+            queue = await self.touch(name, wanted)
+
 
 class Kernel:
     """The shared parts of one scheduler. `boot_id` is random per start: its name in the store."""
@@ -130,7 +140,9 @@ class Kernel:
         """Claims and direct starts under way, per queue."""
         self.recovered = False
         """Whether the running rows of all owned shards have been adopted."""
-        self.permits = Permits(self._share_permits, self.queues.all, self._busy, self._ready)
+        self.permits = Permits(
+            self._share_permits, self.queues.all, self._busy, self._ready, self.alarm.ring
+        )
         self.shard_count = 1
         """The store's number of shards, read once at the start."""
         self.draining = False
@@ -187,6 +199,14 @@ class Kernel:
             return 0  # what runs since before the start is not counted yet
         room = self.permits.room(queue.name, queue.max_running) - self._busy(queue.name)
         return max(0, min(most, room))
+
+    def held(self, queue: str | None = None) -> list[Lease]:
+        """Return what was claimed for a worker and not sent: of one queue, or of all."""
+        return [
+            lease
+            for lease in self.leases.all()
+            if not lease.sent_ms and lease.worker_id and queue in (None, lease.queue)
+        ]
 
     def _busy(self, queue: str) -> int:
         return self.leases.running[queue] + self.claiming[queue]
@@ -306,6 +326,28 @@ class Kernel:
             watchers.pop(future, None)
             if not watchers:
                 del self._watchers[job_id]
+
+
+class Once:
+    """Has the errors of one thing, as a schedule, cost nobody else: told to the loop, once each."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    @contextmanager
+    def tolerated(self, name: str) -> Iterator[None]:
+        """Let `Unavailable` through, and tell of any other error unless that has been done."""
+        try:
+            yield
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is told)
+            if name not in self._told:
+                self._told.add(name)
+                context = {"message": f"{name} fails", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
+        else:
+            self._told.discard(name)
 
 
 def report_failure(task: asyncio.Task[None]) -> None:

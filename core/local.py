@@ -2,6 +2,8 @@
 
 It polls with its free slots, runs each job as a task (plain functions in threads), and reports in
 batches. Renewal is part of the loop: when the loop is blocked, so is the scheduler that would reap.
+A handler that this scheduler may not renew, because another one has its shard, is stopped before its
+lease runs out there; if it ends earlier, that is reported as ever, since the row's token decides.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -35,6 +38,9 @@ LOG = logging.getLogger("tickwheel.worker")
 _WAIT_MS = 25_000
 _CANCEL_MS = 1_000
 _REPORT_MAX = 1_000
+_IDLE_MS = 10_000
+_LEASE_HELD = 0.8
+"""The part of a lease that counts; the rest is for clocks that run at different speeds."""
 ERROR_TEXT_MAX = 16 * 1024
 
 
@@ -55,6 +61,7 @@ class Context:
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
+        self._halted = False
         self.job_id = lease.id
         self.task = lease.row.task
         self.queue = lease.queue
@@ -66,8 +73,8 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked this job to stop; for handlers in threads, which must look."""
-        return self._lease.cancel_requested
+        """Whether this attempt shall stop; for handlers in threads, which must look."""
+        return self._halted or self._lease.cancel_requested
 
     def progress(self, value: Any) -> None:
         """Say how far it is: any JSON value, shown with the job while it runs."""
@@ -105,8 +112,11 @@ class LocalWorker:
         self._session: WorkerSession | None = None
         self._busy: Counter[str] = Counter()
         self._running: dict[Lease, asyncio.Task[None]] = {}
-        self._reporting: set[Lease] = set()
-        """Those of the running ones whose handler has ended."""
+        self._held_ms: dict[Lease, int] = {}
+        """Of each handler that runs and has not lost its lease: since when that counts, monotonic."""
+        self._rest_ms = _IDLE_MS
+        self._sooner = asyncio.Event()
+        """Set when something begins that must be renewed before the rest is over."""
         self._started = False
         self._parts: list[asyncio.Task[None]] = []
         self._reports: GroupCommit[ReportItem, Status] = GroupCommit(
@@ -176,10 +186,7 @@ class LocalWorker:
                 self._session = None
                 continue
             for lease in answer.leases:
-                self._busy[lease.queue] += 1
-                task = asyncio.get_running_loop().create_task(self._run(lease))
-                self._running[lease] = task
-                task.add_done_callback(partial(self._ended, lease))
+                self._begin(lease)
             self._stop_jobs(answer.cancel)
 
     def _poll_again(self) -> None:
@@ -196,14 +203,23 @@ class LocalWorker:
             self._kernel.local_worker_id = self._session.worker_id
         return self._session
 
+    def _begin(self, lease: Lease) -> None:
+        self._busy[lease.queue] += 1
+        self._held_ms[lease] = lease.sent_ms
+        if lease.terms.lease_ms // 3 < self._rest_ms:
+            self._sooner.set()
+        task = asyncio.get_running_loop().create_task(self._run(lease))
+        self._running[lease] = task
+        task.add_done_callback(partial(self._ended, lease))
+
     async def _run(self, lease: Lease) -> None:
         outcome = await self._outcome(lease)
-        self._reporting.add(lease)
-        await self._reported(ReportItem(lease.id, lease.fencing_token, outcome))
+        if self._held_ms.pop(lease, None) is not None:
+            await self._reported(ReportItem(lease.id, lease.fencing_token, outcome))
 
     def _ended(self, lease: Lease, task: asyncio.Task[None]) -> None:
         self._running.pop(lease, None)
-        self._reporting.discard(lease)
+        self._held_ms.pop(lease, None)
         if self._busy[lease.queue] >= self._kernel.settings.local_slots:
             self._poll_again()
         self._busy[lease.queue] -= 1
@@ -214,7 +230,8 @@ class LocalWorker:
         if handler is None:
             LOG.warning("job %s: no handler for %s here", lease.id, lease.row.task)
             return _failure("UnknownTask", f"no handler for {lease.row.task!r}", "")
-        positional = (Context(lease),) if handler.wants_context else ()
+        context = Context(lease)
+        positional = (context,) if handler.wants_context else ()
         try:
             arguments = json.loads(lease.row.args)
             async with asyncio.timeout(lease.terms.timeout_ms / 1000):
@@ -224,6 +241,7 @@ class LocalWorker:
                     result = await asyncio.to_thread(handler.function, *positional, **arguments)
             return Outcome("succeeded", result=None if result is None else encode(result))
         except asyncio.CancelledError:
+            context._halted = True  # a thread goes on, and can only be told
             return Outcome("released")
         except Retry as error:
             outcome = _failure("Retry", str(error), "")
@@ -256,33 +274,53 @@ class LocalWorker:
         return [status for _, status in answer.results]
 
     async def _renew(self) -> None:
-        """Renew everything that runs, three times per shortest lease."""
-        queues = self._kernel.queues
+        """Renew what runs, three times per shortest lease; stop what was not renewed in time."""
+        monotonic_ms = self._kernel.clock.monotonic_ms
         while True:
-            await asyncio.sleep(min(queues.get(name).lease_ms for name in self._queues) / 3000)
-            leases = [lease for lease in self._running if lease not in self._reporting]
-            if self._session is None or not leases:
-                continue
-            running = [RunningItem(lease.id, lease.fencing_token) for lease in leases]
-            try:
-                answer = await self._workers.report(
-                    self._session.worker_id, Report(running=running)
-                )
-            except TickwheelError:
-                continue
-            for lease, (_, status) in zip(leases, answer.results, strict=True):
-                if status == "stale":
-                    self._stop(lease)
-            self._stop_jobs(answer.cancel)
+            now_ms = monotonic_ms()
+            rests = [
+                min(lease.terms.lease_ms // 3, self._fence_ms(lease) - now_ms)
+                for lease in self._held_ms
+            ]
+            self._rest_ms = min(rests, default=_IDLE_MS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._rest_ms / 1000):
+                    await self._sooner.wait()
+            self._sooner.clear()
+            if self._session is not None and self._held_ms:
+                # No longer than to the first fence: a row may have to be read, and the store hang.
+                rest_ms = min(map(self._fence_ms, self._held_ms)) - monotonic_ms()
+                with suppress(TickwheelError, TimeoutError):
+                    async with asyncio.timeout(rest_ms / 1000):
+                        await self._show(self._session.worker_id, list(self._held_ms))
+            now_ms = monotonic_ms()
+            for lease in [each for each in self._held_ms if self._fence_ms(each) <= now_ms]:
+                LOG.warning("job %s: the lease was not renewed in time, so it stops", lease.id)
+                self._lose(lease)
+
+    async def _show(self, worker_id: str, leases: Sequence[Lease]) -> None:
+        asked_ms = self._kernel.clock.monotonic_ms()
+        running = [RunningItem(lease.id, lease.fencing_token) for lease in leases]
+        answer = await self._workers.report(worker_id, Report(running=running))
+        for lease, (_, status) in zip(leases, answer.results, strict=True):
+            if status == "stale":
+                self._lose(lease)
+            elif status == "ok" and lease in self._held_ms:
+                self._held_ms[lease] = asked_ms
+        self._stop_jobs(answer.cancel)
+
+    def _fence_ms(self, lease: Lease) -> int:
+        """Return from when on the lease may be somebody else's, unless it is renewed before."""
+        return self._held_ms[lease] + int(lease.terms.lease_ms * _LEASE_HELD)
+
+    def _lose(self, lease: Lease) -> None:
+        """Stop a handler whose lease is lost: how it ends is not reported any more."""
+        if self._held_ms.pop(lease, None) is not None:
+            self._running[lease].cancel()
 
     def _stop_jobs(self, job_ids: Sequence[str]) -> None:
-        for lease in [lease for lease in self._running if lease.id in job_ids] if job_ids else ():
-            self._stop(lease)
-
-    def _stop(self, lease: Lease) -> None:
-        task = self._running.get(lease)
-        if task is not None and lease not in self._reporting:
-            task.cancel()
+        for lease in [lease for lease in self._held_ms if lease.id in job_ids] if job_ids else ():
+            self._running[lease].cancel()
 
 
 def encode(value: Any) -> bytes:

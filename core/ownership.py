@@ -147,7 +147,7 @@ class Ownership:
         newcomers from taking a permit that is in use.
         """
         kernel = self._kernel
-        if share == self._me.shares:
+        if share == self._me.shares and share != kernel.permits.alone:
             return
         if share:
             kernel.permits.alone = False

@@ -116,8 +116,9 @@ class Permits:
     """What this scheduler may run of limited queues.
 
     `share(asks)` writes and reads the rows: it returns the grants, and whether every shard of the
-    store is recovered. `busy` and `ready` tell of a queue what runs and what could. What is given
-    back is given back here first, and only then in the store.
+    store is recovered. `busy` and `ready` tell of a queue what runs and what could; `granted` is
+    called when more may run than before. What is given back is given back here first, and only then
+    in the store.
     """
 
     def __init__(
@@ -126,11 +127,13 @@ class Permits:
         queues: Callable[[], list[Queue]],
         busy: Callable[[str], int],
         ready: Callable[[str], int],
+        granted: Callable[[], None],
     ) -> None:
         self._share = share
         self._queues = queues
         self._busy = busy
         self._ready = ready
+        self._on_granted = granted
         self._alarm = Alarm()
         self._pause = Alarm()
         self._granted: dict[str, Grant] = {}
@@ -196,6 +199,8 @@ class Permits:
         if forgets != self._forgets:
             return  # this was granted before we may have been counted out
         for ask, given in zip(asks, grants, strict=True):
+            if given.usable > self._of(ask.queue).usable:
+                self._on_granted()
             if given.permits or ask.wanted:
                 self._granted[ask.queue] = given
             else:

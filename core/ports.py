@@ -15,7 +15,7 @@ The rules that hold for every method:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .errors import IdempotencyConflict
 from .job import (
@@ -35,6 +35,9 @@ from .job import (
 from .ports_cluster import KeyStore, ShardStore
 from .queue import Queue
 from .schedule import Schedule, ScheduleSpec
+
+PAGE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""A page of a list ends, if not before, with the row whose args, result and error fill it."""
 
 
 class JobStore(Protocol):
@@ -130,7 +133,7 @@ class JobStore(Protocol):
         """Return a page of jobs, newest scheduled_at first, and where to go on (None: the end).
 
         The cursor is the (scheduled_at_ms, id) of the last row examined. A page examines at most
-        10,000 rows, so it may be short and still have a cursor.
+        10,000 rows and holds about `PAGE_BYTES_MAX`, so it may be short and still have a cursor.
         """
         ...
 
@@ -184,9 +187,22 @@ class DeadLetterStore(Protocol):
     """Jobs whose budget is spent."""
 
     async def dead_letters(
-        self, where: JobFilter, after: Cursor | None, limit: int
+        self,
+        where: JobFilter,
+        after: Cursor | None,
+        limit: int,
+        ids: Sequence[str] | None = None,
     ) -> tuple[list[DeadLetter], Cursor | None]:
-        """Return a page, latest first, and where to go on; the cursor is (died_at_ms, id)."""
+        """Return a page, latest first, and where to go on; the cursor is (died_at_ms, id).
+
+        Of these `ids` only. A page holds about `PAGE_BYTES_MAX`.
+        """
+        ...
+
+    async def count_letters(
+        self, where: JobFilter, ids: Sequence[str] | None, count_max: int
+    ) -> int:
+        """Count what `dead_letters` shows, at most `count_max`."""
         ...
 
     async def count_dead(self, queue: str, count_max: int) -> int:
@@ -201,8 +217,10 @@ class DeadLetterStore(Protocol):
         """
         ...
 
-    async def delete_dead_letters(self, job_ids: Sequence[str]) -> int:
-        """Delete the letters; return how many there were."""
+    async def delete_dead_letters(
+        self, job_ids: Sequence[str], queues: frozenset[str] | None = None
+    ) -> int:
+        """Delete the letters, of these queues only; return how many there were."""
         ...
 
 
@@ -234,7 +252,10 @@ class ScheduleStore(Protocol):
     async def schedules(
         self, after_id: str, limit: int, queues: frozenset[str] | None
     ) -> list[Schedule]:
-        """Return schedules with an id after `after_id`, by id; of these template queues only."""
+        """Return schedules with an id after `after_id`, by id; of these template queues only.
+
+        Fewer than `limit` also where their args come to `PAGE_BYTES_MAX`.
+        """
         ...
 
     async def pause_schedule(
@@ -275,8 +296,10 @@ class ScheduleStore(Protocol):
         """
         ...
 
-    async def overdue_ticks(self, schedule_id: str, before_ms: int, limit: int) -> list[int]:
-        """Return fire times before `before_ms` whose job is still `scheduled` and unstarted."""
+    async def overdue_ticks(
+        self, schedule_id: str, before_ms: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return fire times before `before_ms`, and their jobs that are still unstarted."""
         ...
 
     async def active_jobs(self, schedule_ids: Sequence[str]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 from .alarm import Alarm
@@ -76,17 +76,17 @@ class Residents:
         self._leases = leases
         self._due: dict[int, int] = {}
         self._expiries: TimingWheel[str] = TimingWheel(now_ms)
-        self._overdue: list[str] = []
+        self._overdue: list[Waiting] = []
 
-    def own(self, epochs: Mapping[int, int], now_ms: int) -> None:
+    def own(self, numbers: Collection[int], now_ms: int) -> None:
         """Start to own shards, empty; every lane is to be loaded from its start for them."""
         # Ours that had run out were free for anyone: what was known of them may be out of date.
-        self.disown(epochs.keys() & self.shards.keys())
-        for number, epoch in epochs.items():
-            self.shards[number] = Shard(number, epoch, now_ms)
+        self.disown(self.shards.keys() & numbers)
+        for number in numbers:
+            self.shards[number] = Shard(number, now_ms)
         for lane in self.lanes.values():
-            if lane.cursor > CURSOR_START and epochs:
-                lane.gained |= epochs.keys()
+            if lane.cursor > CURSOR_START and numbers:
+                lane.gained.update(numbers)
                 lane.gained_cursor = CURSOR_START
 
     def disown(self, numbers: Iterable[int]) -> None:
@@ -184,7 +184,7 @@ class Residents:
         shard.waiting[job_id] = job
         (self.lanes.get(name) or self.lane(name)).resident += 1
         if expires_at_ms and not self._expiries.insert(job_id, expires_at_ms):
-            self._overdue.append(job_id)
+            self._overdue.append(job)
         if run_at_ms <= self.ready_ms or not shard.wait(job):
             self._fired(job)
         elif run_at_ms < self._due.get(number, run_at_ms + 1):
@@ -249,7 +249,9 @@ class Residents:
 
     def expired(self, now_ms: int) -> list[Waiting]:
         """Take the jobs whose start deadline has passed; they wait no more."""
-        ids = [*self._overdue, *self._expiries.advance(now_ms)]
+        # Since it was seen to be overdue, a job may have been admitted again with another deadline.
+        ids = [job[0] for job in self._overdue if self.is_current(job)]
+        ids += self._expiries.advance(now_ms)
         self._overdue = []
         return [job for job_id in ids if (job := self.evict(job_id)) is not None]
 
@@ -270,7 +272,7 @@ class Residents:
                 self._fired(job)
             for job in shard.waiting.values():
                 if job[5] and not self._expiries.insert(job[0], job[5]):
-                    self._overdue.append(job[0])
+                    self._overdue.append(job)
             next_ms = shard.next_due_ms()
             if next_ms is not None:
                 self._due[shard.number] = next_ms

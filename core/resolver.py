@@ -127,9 +127,7 @@ class Resolver:
         count = len(queues)
         if queues.count(queues[0]) != count:
             return None
-        queue = self._kernel.queues.get(queues[0])
-        if not queue.priorities >> queue.priority & 1:
-            queue = await self._kernel.queues.touch(queue.name, queue.priority)
+        queue, priority = await self._kernel.queues.lane(queues[0])
         times: Sequence[int] = (now_ms,) * count
         if run_ats.count(None) != count or delays.count(None) != count:
             times = [
@@ -145,7 +143,7 @@ class Resolver:
             repeat(now_ms),
             repeat(None),
             repeat(shard),
-            repeat(queue.priority),
+            repeat(priority),
             repeat(queue.max_attempts),
             queues,
             tasks,
@@ -164,10 +162,7 @@ class Resolver:
         for index, (spec, tail) in enumerate(
             zip(specs, tails(len(specs), kernel.rng), strict=True)
         ):
-            queue = kernel.queues.get(spec.queue)
-            priority = queue.priority if spec.priority is None else spec.priority
-            if not queue.priorities >> priority & 1:
-                queue = await kernel.queues.touch(spec.queue, priority)
+            queue, priority = await kernel.queues.lane(spec.queue, spec.priority)
             run_at_ms = self._run_at(spec, index, arrived_ms, now_ms)
             home, key = shard, spec.idempotency_key
             if key is not None:

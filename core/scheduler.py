@@ -124,6 +124,7 @@ class Scheduler:
                 ("loader", self._loader.run()),
                 ("sweeper", self._sweeper.run()),
                 ("listener", self._sweeper.run_told()),
+                ("counter", self._sweeper.run_counts()),
                 ("hints", kernel.hints.run()),
                 ("recovery", self._sweeper.run_recovery(self._ownership.recovered)),
                 ("permits", kernel.permits.run()),
@@ -145,9 +146,6 @@ class Scheduler:
         """
         self._kernel.draining = True
         await self._local.stop(self.settings.drain_ms)
-        for session in self._kernel.sessions.all():
-            if session.poll is not None:
-                self._dispatcher.mark_deliverable(session)
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_ms / 1000):
                 await self._dispatcher.claims_done()
@@ -181,7 +179,11 @@ class Scheduler:
     def task(
         self, name: str, **defaults: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Register an in-process handler; `defaults` are the keywords of `submit`."""
+        """Register an in-process handler; `defaults` are the keywords of `submit`.
+
+        Raises `InvalidRequest` for a value, and TypeError for a keyword, that no submission may have.
+        """
+        spec_of(name, None, defaults)
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             self._local.add(name, handler_of(function, defaults))

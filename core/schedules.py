@@ -63,9 +63,7 @@ class Schedules:
         schedule = await self.get(schedule_id)
         template = schedule.spec.template
         now_ms = kernel.clock.now_ms()
-        queue = kernel.queues.get(template.queue)
-        priority = queue.priority if template.priority is None else template.priority
-        queue = await kernel.queues.touch(template.queue, priority)
+        queue, priority = await kernel.queues.lane(template.queue, template.priority)
         shard = shard_for(schedule_id, self._kernel.shard_count)
         row = job_of(
             template,

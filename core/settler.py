@@ -42,7 +42,7 @@ class Settler:
         """Write the ends; False: the row had moved on. The task raises `Unavailable`.
 
         From this call on nobody else settles these leases. They are gone afterwards, but for an
-        error: then they are as they were.
+        error: then they are as they were, and those of others' shards gone all the same.
         """
         return self._kernel.spawn_for(self._write(leases, ends, self._begin(leases)))
 
@@ -87,6 +87,8 @@ class Settler:
         except BaseException:
             for lease in leases:
                 lease.settling = None
+            # Their shards' owners see how they go on; what is kept here would soon be outdated.
+            self._kernel.forget_leases([lease for lease in leases if lease.visiting])
             raise
         else:
             self._settled(leases, ends, flags)

@@ -25,11 +25,10 @@ class Shard:
     `waiting` is filled and emptied by `core.residents`.
     """
 
-    __slots__ = ("_offset_ms", "_wheel", "epoch", "number", "waiting")
+    __slots__ = ("_offset_ms", "_wheel", "number", "waiting")
 
-    def __init__(self, number: int, epoch: int, now_ms: int) -> None:
+    def __init__(self, number: int, now_ms: int) -> None:
         self.number = number
-        self.epoch = epoch
         self.waiting: dict[str, Waiting] = {}
         self._offset_ms = number * _OFFSET_MS
         self._wheel: TimingWheel[str] = TimingWheel(now_ms + self._offset_ms)

@@ -30,6 +30,8 @@ _REREADS_MAX = 1_000
 _COUNT_MS = 10_000
 _TOLD_MS = 5
 """How long what others tell gathers before it is read."""
+_CLOCKS_APART_MS = 1_000
+"""What another scheduler's clock, by which it has sent jobs, may be ahead of ours; ample."""
 
 
 class Sweeper:
@@ -50,7 +52,6 @@ class Sweeper:
         self._rest_until_ms: dict[str, int] = {}
         """Of a lane, monotonic."""
         self._full_at_ms = 0
-        self._count_at_ms = 0
         self._turn = 0
         self.recover = asyncio.Event()
         """Set when running rows are to be adopted: after a start or a take-over."""
@@ -106,15 +107,26 @@ class Sweeper:
         self._turn = 0 if self._turn + _LANES_MAX >= len(names) else self._turn + _LANES_MAX
         for name in turn:
             await self._sweep(name)
-        if monotonic_ms >= self._count_at_ms:
-            self._count_at_ms = monotonic_ms + _COUNT_MS
-            await kernel.depths.recount(kernel.clock.now_ms())
+
+    async def run_counts(self) -> None:
+        """Count what is due beyond memory until cancelled: beside the passes, since it may take long."""
+        kernel = self._kernel
+        while True:
+            with suppress(Unavailable):  # the counts stand
+                await kernel.depths.recount(kernel.clock.now_ms())
+            await asyncio.sleep(_COUNT_MS / 1000)
 
     async def read_lanes(self) -> None:
         """Learn of queues, their settings and their lanes from the store."""
-        for queue in await self._kernel.queues.refresh():
+        kernel = self._kernel
+        before = {queue.name: queue for queue in kernel.queues.all()}
+        for queue in await kernel.queues.refresh():
             for priority in queue.lanes():
-                self._kernel.residents.lane(lane_name(queue.name, priority))
+                kernel.residents.lane(lane_name(queue.name, priority))
+            if queue != before.get(queue.name):
+                if queue.paused:
+                    self._give_back(kernel.held(queue.name))
+                kernel.alarm.ring()  # what was paused or at its limit may go on
 
     async def run_recovery(self, recovered: Callable[[], Awaitable[None]]) -> None:
         """Adopt running rows that no lease in memory holds, whenever `recover` is set.
@@ -165,7 +177,8 @@ class Sweeper:
     async def _recover(self, name: str) -> None:
         kernel = self._kernel
         after: Cursor | None = CURSOR_START
-        until_ms = kernel.clock.now_ms() + kernel.settings.claim_ahead_ms
+        ahead_ms = kernel.settings.claim_ahead_ms + _CLOCKS_APART_MS
+        until_ms = kernel.clock.now_ms() + ahead_ms
         while after is not None:
             with kernel.ends_noted() as ended:
                 rows, after = await kernel.store.running(
@@ -188,7 +201,9 @@ class Sweeper:
         if shard_of(row.id) not in kernel.residents.shards or row.id in kernel.residents.claiming:
             return
         known = kernel.leases.get(row.id)
-        if known is not None:
+        if known is not None and known.fencing_token < row.fencing_token:
+            kernel.forget_leases([known])  # of an attempt that others have ended since
+        elif known is not None:
             kernel.leases.stay(known)
             if row.cancel_requested and not known.cancel_requested:
                 kernel.rereads[row.id] = row.scheduled_at_ms  # its worker is to be told

@@ -7,14 +7,14 @@ occurrence whoever else tries. What fell due while nobody ran goes through the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from .alarm import Alarm
 from .errors import Unavailable
 from .ids import mint, shard_for
 from .job import NewJob
-from .kernel import Kernel
+from .kernel import Kernel, Once
 from .plan import MISFIRE_GRACE_MS, Tick, apply_misfire, is_overdue, plan_tick
 from .ports import NewTick
 from .schedule import JobTemplate, Schedule, ScheduleSpec, jittered
@@ -32,8 +32,11 @@ class Ticker:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._alarm = Alarm()
+        self._failures = Once()
         self.specs: dict[str, ScheduleSpec | None] = {}
         """Specs as last read, for the gate; None: the schedule is gone."""
+        self.spared: Callable[[str], Collection[str]] = lambda _: ()
+        """A schedule's jobs that have come up in time already; the gate knows."""
 
     def forget(self, schedule_id: str) -> None:
         """Note that a schedule has changed."""
@@ -57,32 +60,32 @@ class Ticker:
             self.specs[schedule_id] = schedule.spec if schedule is not None else None
         return self.specs[schedule_id]
 
-    async def catch_up(self, schedule_id: str) -> set[int]:
+    async def catch_up(self, schedule_id: str) -> None:
         """Put all that is overdue of a schedule through its misfire policy.
 
-        That is: jobs made and never started, together with occurrences never made. Return the
-        run_at_ms of the jobs that it dropped. Raises `Unavailable`.
+        That is: jobs made and not let through yet, together with occurrences never made. Raises
+        `Unavailable`.
         """
         for _ in range(_TRIES_MAX):
-            dropped = await self._catch_up(schedule_id)
-            if dropped is not None:
-                return dropped
-        return set()
+            if await self._catch_up(schedule_id):
+                return
 
-    async def _catch_up(self, schedule_id: str) -> set[int] | None:
-        """Catch up once; None: somebody else has moved the schedule on meanwhile."""
+    async def _catch_up(self, schedule_id: str) -> bool:
+        """Catch up once; False: somebody else has moved the schedule on meanwhile."""
         kernel = self._kernel
         schedule = await kernel.store.get_schedule(schedule_id)
         if schedule is None:
-            return set()
+            return True
         spec = schedule.spec
         now_ms = kernel.clock.now_ms()
         before_ms = now_ms - MISFIRE_GRACE_MS
-        made = [
-            fire_ms
-            for fire_ms in await kernel.store.overdue_ticks(schedule_id, before_ms, _OVERDUE_MAX)
-            if is_overdue(spec, schedule_id, fire_ms, now_ms)
-        ]
+        overdue = await kernel.store.overdue_ticks(schedule_id, before_ms, _OVERDUE_MAX)
+        spared = self.spared(schedule_id)
+        made = {
+            fire_ms: job_id
+            for fire_ms, job_id in overdue
+            if job_id not in spared and is_overdue(spec, schedule_id, fire_ms, now_ms)
+        }
         tick = plan_tick(schedule, now_ms, now_ms + kernel.settings.horizon_ms)
         if tick is None:
             tick = Tick([], schedule.cursor_ms, 0)
@@ -90,13 +93,16 @@ class Ticker:
         _, dropped = apply_misfire(spec, [*made, *late], now_ms)
         drop = set(dropped)
         if not drop and not tick.fire_times:
-            return set()
+            return True
         keep = [fire_ms for fire_ms in tick.fire_times if fire_ms not in drop]
         drop_made = sorted(drop.intersection(made))
         missed = tick.missed + len(drop)
         if not await self._write(schedule, Tick(keep, tick.cursor_ms, missed), drop_made):
-            return None
-        return {jittered(spec, schedule_id, fire_ms) for fire_ms in drop_made}
+            return False
+        for fire_ms in drop_made:
+            kernel.residents.evict(made[fire_ms])
+        kernel.ended(made[fire_ms] for fire_ms in drop_made)
+        return True
 
     async def _pass(self) -> bool:
         kernel = self._kernel
@@ -110,29 +116,26 @@ class Ticker:
         for schedule in schedules:
             if schedule.id in self.specs:
                 self.specs[schedule.id] = schedule.spec
-            tick = plan_tick(schedule, now_ms, now_ms + horizon_ms)
-            if tick is None:
-                continue
-            late = [
-                ms for ms in tick.fire_times if is_overdue(schedule.spec, schedule.id, ms, now_ms)
-            ]
-            if late:
-                await self.catch_up(schedule.id)
-            else:
-                await self._write(schedule, tick, ())
+            # What can't be planned, as by other rules than it was made by, holds up no other.
+            with self._failures.tolerated(f"schedule {schedule.id}"):
+                await self._materialise(schedule, now_ms)
         return len(schedules) == _SCHEDULES_PAGE
+
+    async def _materialise(self, schedule: Schedule, now_ms: int) -> None:
+        tick = plan_tick(schedule, now_ms, now_ms + self._kernel.settings.horizon_ms)
+        if tick is None:
+            return
+        if any(is_overdue(schedule.spec, schedule.id, ms, now_ms) for ms in tick.fire_times):
+            await self.catch_up(schedule.id)
+        else:
+            await self._write(schedule, tick, ())
 
     async def _write(self, schedule: Schedule, tick: Tick, drop: Sequence[int]) -> bool:
         kernel = self._kernel
         now_ms = kernel.clock.now_ms()
         shard = shard_for(schedule.id, kernel.shard_count)
         template = schedule.spec.template
-        queue = await kernel.queues.touch(
-            template.queue,
-            kernel.queues.get(template.queue).priority
-            if template.priority is None
-            else template.priority,
-        )
+        queue, priority = await kernel.queues.lane(template.queue, template.priority)
         ticks: list[NewTick] = []
         for fire_ms in tick.fire_times:
             run_at_ms = max(jittered(schedule.spec, schedule.id, fire_ms), now_ms)
@@ -142,7 +145,7 @@ class Ticker:
                 run_at_ms,
                 now_ms,
                 shard,
-                queue.priority if template.priority is None else template.priority,
+                priority,
                 queue.max_attempts if template.max_attempts is None else template.max_attempts,
                 schedule.id,
             )

@@ -26,6 +26,8 @@ from .sweeper import running_of
 REPORT_ITEMS_MAX = 20_000
 SLOTS_MAX = 10_000
 QUEUES_MAX = 1_000
+DRAINING_WAIT_MS = 200
+"""There is nothing to wait for, but the worker shall not ask all the time until it hears of that."""
 LOOKS_MAX = 10
 """How often a report waits for others that settle the same job and fail."""
 
@@ -97,7 +99,8 @@ class Workers:
         poll = Poll(seq, slots, session.last_seen_ms)
         kernel.sessions.start_waiting(session, poll)
         self._dispatcher.mark_deliverable(session)
-        wait_ms = 0 if kernel.draining else min(wait_ms, kernel.settings.poll_wait_ms_max)
+        most_ms = DRAINING_WAIT_MS if kernel.draining else kernel.settings.poll_wait_ms_max
+        wait_ms = min(wait_ms, most_ms)
         timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._give_up, session, poll)
         try:
             return await poll.answer
@@ -199,7 +202,13 @@ class Workers:
         self, session: WorkerSession, items: Sequence[ReportItem]
     ) -> builtins.list[tuple[str, Status]]:
         kernel = self._kernel
-        looked = await self._look_at_all(session, items)
+        try:
+            looked = await self._look_at_all(session, items)
+        except BaseException:
+            self._kernel.forget_leases(
+                [each for each in session.leases.values() if each.visiting and not each.settling]
+            )
+            raise
         # From here on nothing is awaited until all are marked: nobody settles them beside us.
         results: builtins.list[tuple[str, Status]] = [
             (item.job_id, found if isinstance(found, str) else "ok")

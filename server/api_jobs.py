@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -29,7 +29,6 @@ from .wire_jobs import (
 
 PATH = "/v1/jobs"
 WAIT_SECONDS_MAX = 30.0
-PAGE_BYTES_MAX = 8 * 1024 * 1024
 FILTERS = ("state", "queue", "task", "tag", "schedule_id")
 
 _RESCHEDULE = msgspec.json.Decoder(RescheduleRequest)
@@ -131,18 +130,6 @@ def sealed(context: Context, after: Cursor | None, purpose: str) -> str | None:
     return None if after is None else context.cursors.seal(after, purpose)
 
 
-def fitting(jobs: Iterable[Job]) -> int:
-    """Return how many of the jobs, from the first, a page holds by their documents' bytes: 1 up."""
-    room = PAGE_BYTES_MAX
-    count = 0
-    for job in jobs:
-        room -= len(job.args) + len(job.result or b"") + len(job.error or b"")
-        if room < 0 and count:
-            break
-        count += 1
-    return count
-
-
 def place(opened: Any) -> Cursor | None:
     """Return the cursor that `sealed` was given."""
     return None if opened is None else (opened[0], opened[1])
@@ -155,12 +142,9 @@ async def list_jobs(context: Context, request: web.Request, who: Principal) -> w
     purpose = purpose_of("jobs", where, who)
     after = place(query.cursor(context, purpose))
     jobs, following = await context.scheduler.jobs.list(where, after, query.limit())
-    count = fitting(jobs)
-    if count < len(jobs):
-        following = (jobs[count - 1].scheduled_at_ms, jobs[count - 1].id)
     return reply(
         {
-            "jobs": [job_resource(job) for job in jobs[:count]],
+            "jobs": [job_resource(job) for job in jobs],
             "next_cursor": sealed(context, following, purpose),
         }
     )

@@ -6,11 +6,10 @@ import msgspec
 from aiohttp import web
 
 from tickwheel.core.errors import NotFound
-from tickwheel.core.job import JobFilter
 from tickwheel.core.names import check_name
 
 from . import wire
-from .api_jobs import FILTERS, fitting, job_filter, place, purpose_of, sealed
+from .api_jobs import FILTERS, job_filter, place, purpose_of, sealed
 from .auth import Principal
 from .http import Context, Query, read_body, reply
 from .wire_jobs import dead_letter_resource
@@ -89,12 +88,9 @@ async def list_dead_letters(context: Context, request: web.Request, who: Princip
     purpose = purpose_of("dead-letters", where, who)
     after = place(query.cursor(context, purpose))
     letters, following = await context.scheduler.dead_letters.list(where, after, query.limit())
-    count = fitting(letter.job for letter in letters)
-    if count < len(letters):
-        following = (letters[count - 1].died_at_ms, letters[count - 1].job.id)
     return reply(
         {
-            "dead_letters": [dead_letter_resource(letter) for letter in letters[:count]],
+            "dead_letters": [dead_letter_resource(letter) for letter in letters],
             "next_cursor": sealed(context, following, purpose),
         }
     )
@@ -122,11 +118,4 @@ async def delete_dead_letters(
     """Delete dead letters for good."""
     body = wire.decode(await read_body(request), _DELETE)
     ids = list(dict.fromkeys(job_id.lower() for job_id in body.ids))
-    letters = context.scheduler.dead_letters
-    if who.queues is not None:
-        # A dry redrive names those of the ids that the key may see.
-        seen, _ = await letters.redrive(
-            JobFilter(queues=who.queues), limit=len(ids), dry_run=True, ids=ids
-        )
-        ids = [dead for dead, _ in seen]
-    return reply({"deleted": await letters.delete(ids)})
+    return reply({"deleted": await context.scheduler.dead_letters.delete(ids, who.queues)})

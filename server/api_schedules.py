@@ -9,6 +9,7 @@ from aiohttp import web
 from tickwheel.core.errors import NotFound
 from tickwheel.core.names import check_name
 from tickwheel.core.plan import PREVIEW_MAX
+from tickwheel.core.ports import PAGE_BYTES_MAX
 from tickwheel.core.schedule import Schedule
 
 from . import wire
@@ -74,7 +75,9 @@ async def list_schedules(context: Context, request: web.Request, who: Principal)
     limit = query.limit()
     after = query.cursor(context, purpose) or ""
     page = await context.scheduler.schedules.list(after, limit, who.queues)
-    following = context.cursors.seal(page[-1].id, purpose) if len(page) == limit else None
+    args_bytes = sum(len(schedule.spec.template.args) for schedule in page)
+    more = len(page) == limit or args_bytes >= PAGE_BYTES_MAX
+    following = context.cursors.seal(page[-1].id, purpose) if more else None
     return reply(
         {
             "schedules": [_resource(context, schedule, 1) for schedule in page],

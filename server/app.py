@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 
 from tickwheel.core.scheduler import Scheduler
 
@@ -72,7 +72,8 @@ def build_app(
     )
     app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_edge(metrics)])
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _endpoint(context, route))
+        endpoint = _endpoint(context, route)
+        app.router.add_route(route.method, route.path, endpoint, expect_handler=_go_on)
     app[_LANE] = SubmitLane(context, KEEPALIVE_SECONDS)
     app[_GUESTS] = Guests()
 
@@ -136,6 +137,13 @@ def _endpoint(context: Context, route: Route) -> RequestHandler:
         return await handler(context, request, who)
 
     return endpoint
+
+
+async def _go_on(request: web.Request) -> None:
+    """Have a body sent by who waits to be told so; ignore whatever else is expected."""
+    expected = request.headers.get(hdrs.EXPECT, "").lower()
+    if expected == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 async def _audit(context: Context, action: str, request: web.Request, who: Principal) -> None:

@@ -12,8 +12,9 @@ body, here is the next boundary. Whoever pipelines behind a request of aiohttp's
 pieces, leaves the lane for good: other bytes come on top, and the count never fits again.
 
 aiohttp doesn't see what takes the lane, so it is the door that closes an idle connection:
-`keepalive_seconds` after the last answer, unless a whole request has come since. And it counts: an
-address has `CONNECTIONS_MAX` connections at most, and whatever comes on top is closed unheard.
+`keepalive_seconds` after the last answer, unless a whole request has come since. Who doesn't read an
+answer for so long is let go as well. And it counts: an address has `CONNECTIONS_MAX` connections at
+most, and whatever comes on top is closed unheard.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ class Door(asyncio.Protocol):
         """Bytes handed on since the last boundary; 0: here is one."""
         self._passage: Passage | None = None
         self._held = b""
-        self._clogged = False
+        self._clogged_at: float | None = None
+        """Since when more is written than the client reads; None: it isn't."""
         self._serving = False
         """Whether aiohttp has a request to answer."""
         self._answered_at = 0.0
@@ -134,12 +136,12 @@ class Door(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Leave it to aiohttp while the client doesn't read."""
-        self._clogged = True
+        self._clogged_at = self._loop.time()
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """Go on."""
-        self._clogged = False
+        self._clogged_at = None
         self._inner.resume_writing()
 
     def eof_received(self) -> None:
@@ -156,7 +158,7 @@ class Door(asyncio.Protocol):
         if not self._passed:
             end = data.find(b"\r\n\r\n") + 4
             self._head = data[:end] if end > 3 else b""
-            if self._known and not self._clogged and self._take(data, end):
+            if self._known and self._clogged_at is None and self._take(data, end):
                 return
         self._passed += len(data)
         self._inner.data_received(data)
@@ -226,13 +228,18 @@ class Door(asyncio.Protocol):
     def _check_idle(self) -> None:
         if self._transport is None:
             return
-        now = self._loop.time()
-        idle_at = self._answered_at + self._lane.keepalive_seconds
-        if now >= idle_at and not self._serving and self._passage is None:
+        loop, seconds = self._loop, self._lane.keepalive_seconds
+        since = self._answered_at if self._clogged_at is None else self._clogged_at
+        if loop.time() < since + seconds:
+            self._idle_timer = loop.call_at(since + seconds, self._check_idle)
+        elif self._clogged_at is not None:
+            self._transport.abort()
+        elif self._serving or self._passage is not None:
+            self._idle_timer = loop.call_later(seconds, self._check_idle)
+        else:
             self._transport.close()
-            return
-        again_at = idle_at if idle_at > now else now + self._lane.keepalive_seconds
-        self._idle_timer = self._loop.call_at(again_at, self._check_idle)
+            # It waits for the last bytes to be taken.
+            self._idle_timer = loop.call_later(seconds, self._transport.abort)
 
 
 def _without_length(head: bytes, length: int) -> bytes | None:

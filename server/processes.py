@@ -2,8 +2,8 @@
 
 The parent starts them one after the other (the first migrates the schema), prints where each
 listens, starts again whichever ends by itself, and hands signals on: the first for them to drain,
-the second to end at once. It has no part in their work: they share the shards through the database,
-as schedulers on several machines do.
+the second to end at once. If it is killed itself, they drain and end (`orphans`). It has no part in
+their work: they share the shards through the database, as schedulers on several machines do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from .serve import CannotStart, ServeOptions, embedded, signals
 
@@ -25,7 +25,13 @@ AGAIN_SECONDS = 1.0
 """How long after a process has ended by itself it is started again."""
 KILL_SECONDS = 30.0
 """How long a process may take to drain."""
-_PROGRAM = "import sys; from tickwheel.client.cli import main; sys.exit(main())"
+_PROGRAM = """
+import sys
+from tickwheel.server.orphans import end_with_parent
+end_with_parent()
+from tickwheel.client.cli import main
+sys.exit(main())
+"""
 
 
 async def supervise(options: ServeOptions, count: int) -> None:
@@ -94,40 +100,43 @@ class _Child:
         `listening` raises `CannotStart` if it ended instead: it has said why on the standard error.
         """
         while True:
-            try:
-                status: object = await self._run()
-            except OSError as error:  # there is no room for another process
-                status = error
+            status = await self._run()
             if not self.listening.done():
                 self.listening.set_exception(CannotStart("a scheduler did not start"))
                 return
             if self._stopping.is_set():
                 return
-            print(f"tickwheel: a scheduler ended ({status}); again", file=sys.stderr, flush=True)
+            _say(f"tickwheel: a scheduler ended ({status}); again", sys.stderr)
             await self._unless_stopping(asyncio.sleep(AGAIN_SECONDS))
             if self._stopping.is_set():
                 return
 
-    async def _run(self) -> int:
-        """Run one process to its end and return its status."""
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            _PROGRAM,
-            *self._command,
-            env=self._environment,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent, which hands it on once
-        )
-        assert process.stdout is not None
-        line = await self._unless_stopping(process.stdout.readline())
-        if line:
-            print(line.decode().rstrip(), flush=True)
-        if not self.listening.done() and (line or self._stopping.is_set()):
-            self.listening.set_result(None)
-        await self._unless_stopping(process.wait())
-        if process.returncode is None:
-            await _end(process)
+    async def _run(self) -> int | OSError:
+        """Run one process to its end and return its status, or why there is no room for one."""
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                _PROGRAM,
+                *self._command,
+                env=self._environment,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the parent, which hands it on once
+            )
+        except OSError as error:
+            return error
+        try:
+            assert process.stdout is not None
+            line = await self._unless_stopping(process.stdout.readline())
+            if line:
+                _say(line.decode().rstrip(), sys.stdout)
+            if not self.listening.done() and (line or self._stopping.is_set()):
+                self.listening.set_result(None)
+            await self._unless_stopping(process.wait())
+        finally:
+            if process.returncode is None:
+                await _end(process)
         return await process.wait()
 
     async def _unless_stopping(self, what: Coroutine[Any, Any, T]) -> T | None:
@@ -138,6 +147,12 @@ class _Child:
             task.cancel()
         await asyncio.gather(work, end, return_exceptions=True)
         return None if work.cancelled() else work.result()
+
+
+def _say(line: str, where: TextIO) -> None:
+    """Print a line; whoever has read them may be gone."""
+    with contextlib.suppress(OSError):
+        print(line, file=where, flush=True)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aiohttp import web
-
 from tickwheel.core.errors import TickwheelError
 from tickwheel.core.ports import Store
 from tickwheel.core.scheduler import Scheduler
@@ -38,6 +36,8 @@ LOG = logging.getLogger("tickwheel.server")
 READY_SECONDS_MAX = 10.0
 READY_POLL_SECONDS = 0.01
 BACKLOG_MAX = 1024
+HANDSHAKE_SECONDS_MAX = 10.0
+"""How long a client may take to agree on TLS."""
 GC_THRESHOLDS = (50_000, 20, 20)
 """Seldom: what a running job needs goes by itself, and to look at it thousands at a time took a
 sixth of the process. Jobs that stay are shown to the collector as they come (`core.residents`).
@@ -144,6 +144,7 @@ async def _start(
     runner = make_runner(app)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    listening = stack.enter_context(contextlib.ExitStack())
     stack.push_async_callback(store.close)
     await scheduler.start()
     stack.push_async_callback(scheduler.stop)
@@ -159,7 +160,16 @@ async def _start(
     stalls.start()
     stack.callback(stalls.stop)
     _listen(sock)
-    await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG_MAX).start()
+    assert runner.server is not None
+    # Not by a site of aiohttp's, which waits a minute for whoever connects and says nothing.
+    server = await asyncio.get_running_loop().create_server(
+        runner.server,
+        sock=sock,
+        ssl=tls,
+        backlog=BACKLOG_MAX,
+        ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS_MAX,
+    )
+    listening.callback(server.close)
     return scheduler
 
 

@@ -165,7 +165,10 @@ def decode_report(body: bytes) -> Report:
         return usual
     try:
         request = wire.decode(body, _REPORT)
-    except InvalidJSON:
+    except InvalidJSON as error:
+        if len(body) > wire.SLOW_BYTES_MAX:
+            detail = f"{error.detail}; a report over {wire.SLOW_BYTES_MAX} bytes is not mended"
+            raise InvalidJSON(detail) from None
         request = wire.decode(mend(body), _REPORT)
     items = len(request.succeeded) + len(request.failed)
     if items + len(request.released) + len(request.running) > REPORT_ITEMS_MAX:
@@ -266,7 +269,7 @@ def _drop_unstorable(report: Any) -> None:
                 text = _encode(item[field])
                 wire.check_json(text)
                 unstorable = wire.too_deep(text)
-            except (TypeError, InvalidJSON):
+            except (TypeError, InvalidJSON, TooLarge):
                 unstorable = True
             if unstorable:
                 text = _encode(item[field], default=bytes.decode)

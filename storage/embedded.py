@@ -21,7 +21,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -51,10 +51,11 @@ WATCH_SECONDS = 0.5
 POLL_SECONDS = 0.01
 ANSWER_SECONDS_MAX = 10.0
 RELAUNCH_SECONDS = 0.2
-RESTARTS_MAX = 5
+RESTART_PAUSE_SECONDS_MAX = 10.0
 LOG_TAIL_BYTES = 8192
 
 _log = logging.getLogger(__name__)
+Sleep = Callable[[float], Awaitable[None]]
 
 
 def _dsn(socket_dir: Path) -> str:
@@ -76,7 +77,9 @@ def running_dsn(data_dir: Path | None = None) -> str | None:
 class EmbeddedPostgres:
     """One Postgres server on one directory of its own."""
 
-    def __init__(self, data_dir: Path | None = None) -> None:
+    def __init__(self, data_dir: Path | None = None, *, sleep: Sleep = asyncio.sleep) -> None:
+        """Start nothing yet. `sleep` makes the pauses between looks whether the server lives."""
+        self._sleep = sleep
         self._dir = DataDir(data_dir or default_data_dir())
         self._server: psutil.Process | None = None
         self._child: subprocess.Popen[bytes] | None = None
@@ -267,21 +270,23 @@ class EmbeddedPostgres:
         draft.rename(self._dir.pgdata)
 
     async def _watch(self) -> None:
-        """Start the server again when it dies, unless it does so `RESTARTS_MAX` times in a row."""
-        failures = 0
-        while failures < RESTARTS_MAX:
-            await asyncio.sleep(WATCH_SECONDS)
+        """Start the server again when it dies; where that fails, for as long as it does.
+
+        Its disk may be full until somebody makes room.
+        """
+        pause = WATCH_SECONDS
+        while True:
+            await self._sleep(pause)
             if self._alive():
                 continue
-            _log.error("the embedded Postgres died (%s): starting it again", self._last_words())
-            self._child = None
             try:
+                _log.error("the embedded Postgres died (%s): starting it again", self._last_words())
+                self._child = None
                 await self._until_ready()
-                failures = 0
+                pause = WATCH_SECONDS
             except (EmbeddedPostgresError, OSError) as error:
-                failures += 1
-                _log.error("%s", error)
-        _log.critical("the embedded Postgres died %d times in a row: given up", RESTARTS_MAX)
+                pause = min(2 * pause, RESTART_PAUSE_SECONDS_MAX)
+                _log.error("%s; the next try is in %g seconds", error, pause)
 
     async def _stop_server(self) -> None:
         """End the server: first without waiting for clients, then without a last checkpoint."""

@@ -9,6 +9,7 @@ joins, no JIT, and one generic plan per prepared statement.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -137,9 +138,15 @@ class Link:
         )
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """Commit what is done inside, or nothing of it if it raises."""
-        await self._connection.execute("BEGIN")
+    async def transaction(self, lock_timeout_ms: int | None = None) -> AsyncIterator[None]:
+        """Commit what is done inside, or nothing of it if it raises.
+
+        A statement in it waits `lock_timeout_ms` for a lock, if that is given.
+        """
+        begin = "BEGIN"
+        if lock_timeout_ms is not None:
+            begin += f"; SET LOCAL lock_timeout = {lock_timeout_ms}"
+        await self._connection.execute(begin)
         try:
             yield
         except BaseException:
@@ -179,43 +186,51 @@ async def connect(
 ) -> Link:
     """Return a new connection to a server that takes writes; raise what `asyncpg.connect` does.
 
-    A `standby` takes none, and has no timeline to tell.
+    Raises TimeoutError where it isn't ready for use within `CONNECT_SECONDS_MAX`. A `standby` takes
+    no writes, and has no timeline to tell.
     """
-    connection = await asyncpg.connect(
-        dsn,
-        timeout=CONNECT_SECONDS_MAX,
-        statement_cache_size=STATEMENTS_CACHED_MAX,
-        max_cached_statement_lifetime=0,
-        max_cacheable_statement_size=0,
-        target_session_attrs="any" if standby else "read-write",
-    )
     settings = {
         **_SESSION_SETTINGS,
         **PLANNER_SETTINGS,
         "statement_timeout": str(statement_timeout_ms),
         "lock_timeout": str(lock_timeout_ms),
     }
-    try:
-        _keep_alive(connection)
-        # Not as startup parameters: a session pooler refuses those, or drops them unseen.
-        await connection.fetch(
-            "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[])"
-            " AS given (name, value)",
-            list(settings),
-            list(settings.values()),
+    async with asyncio.timeout(CONNECT_SECONDS_MAX):
+        connection = await asyncpg.connect(
+            dsn,
+            statement_cache_size=STATEMENTS_CACHED_MAX,
+            max_cached_statement_lifetime=0,
+            max_cacheable_statement_size=0,
+            target_session_attrs="any" if standby else "read-write",
         )
-        await set_codecs(connection)
-        if standby:
-            return Link(connection, 0, generation)
-        # The insert timeline, not the last checkpoint's: after a promotion it is right at once.
-        segment = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
-    except asyncpg.ObjectNotInPrerequisiteStateError as error:
-        connection.terminate()
-        raise Stranded(str(error)) from error
-    except BaseException:
-        connection.terminate()
-        raise
-    return Link(connection, int(segment[:8], 16), generation)
+        try:
+            await _set_up(connection, settings)
+            timeline = 0 if standby else await _timeline(connection)
+        except asyncpg.ObjectNotInPrerequisiteStateError as error:
+            connection.terminate()
+            raise Stranded(str(error)) from error
+        except BaseException:
+            connection.terminate()
+            raise
+    return Link(connection, timeline, generation)
+
+
+async def _set_up(connection: Any, settings: dict[str, str]) -> None:
+    _keep_alive(connection)
+    # Not as startup parameters: a session pooler refuses those, or drops them unseen.
+    await connection.fetch(
+        "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[])"
+        " AS given (name, value)",
+        list(settings),
+        list(settings.values()),
+    )
+    await set_codecs(connection)
+
+
+async def _timeline(connection: Any) -> int:
+    # The insert timeline, not the last checkpoint's: after a promotion it is right at once.
+    segment: str = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    return int(segment[:8], 16)
 
 
 async def _parts(view: memoryview) -> AsyncIterator[memoryview]:

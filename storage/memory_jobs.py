@@ -26,6 +26,7 @@ from tickwheel.core.job import (
     Success,
     Waiting,
 )
+from tickwheel.core.ports import PAGE_BYTES_MAX
 
 from .memory_tables import KeyRow, Tables
 
@@ -107,11 +108,13 @@ class MemoryJobs:
     ) -> tuple[list[Job], Cursor | None]:
         """Return a page of jobs, newest scheduled_at first, and where to go on."""
         found: list[Job] = []
+        room = PAGE_BYTES_MAX
         for examined, ref in enumerate(self._tables.by_time.descending(after), start=1):
             job = self._tables.snapshot(ref[1])
             if job is not None and matches(job, where):
                 found.append(job)
-            if len(found) == limit or examined == LIST_EXAMINED_MAX:
+                room -= job.document_bytes
+            if len(found) == limit or room <= 0 or examined == LIST_EXAMINED_MAX:
                 return found, ref
         return found, None
 

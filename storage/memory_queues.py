@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -19,7 +19,7 @@ from tickwheel.core.queue import Queue
 from tickwheel.core.schedule import TIME_MS_MAX
 
 from .memory_jobs import matches
-from .memory_tables import Tables
+from .memory_tables import Tables, page_of
 
 
 class MemoryQueues:
@@ -74,18 +74,24 @@ class MemoryQueues:
         return [job.id for job in purged]
 
     async def dead_letters(
-        self, where: JobFilter, after: Cursor | None, limit: int
+        self,
+        where: JobFilter,
+        after: Cursor | None,
+        limit: int,
+        ids: Sequence[str] | None = None,
     ) -> tuple[list[DeadLetter], Cursor | None]:
         """Return a page, latest first, and where to go on; the cursor is (died_at_ms, id)."""
-        found = (
-            ((letter.died_at_ms, letter.job.id), letter)
-            for letter in self._tables.letters.values()
-            if matches(letter.job, where)
-        )
-        rest = sorted((item for item in found if after is None or item[0] < after), reverse=True)
-        page = rest[:limit]
-        more = page[-1][0] if len(rest) > limit else None
-        return [replace(letter, job=replace(letter.job)) for _, letter in page], more
+        found = sorted(self._letters(where, ids), key=_at, reverse=True)
+        rest = (letter for letter in found if after is None or _at(letter) < after)
+        page, more = page_of(rest, limit, lambda letter: letter.job.document_bytes)
+        shown = [replace(letter, job=replace(letter.job)) for letter in page]
+        return shown, _at(page[-1]) if more else None
+
+    async def count_letters(
+        self, where: JobFilter, ids: Sequence[str] | None, count_max: int
+    ) -> int:
+        """Count what `dead_letters` shows, at most `count_max`."""
+        return sum(1 for _ in islice(self._letters(where, ids), count_max))
 
     async def count_dead(self, queue: str, count_max: int) -> int:
         """Count the queue's dead letters, at most `count_max`."""
@@ -97,10 +103,20 @@ class MemoryQueues:
         """For each (dead job's id, new job): delete the letter and insert the job, or neither."""
         return [self._redrive(dead_id, new) for dead_id, new in pairs]
 
-    async def delete_dead_letters(self, job_ids: Sequence[str]) -> int:
-        """Delete the letters; return how many there were."""
+    async def delete_dead_letters(
+        self, job_ids: Sequence[str], queues: frozenset[str] | None = None
+    ) -> int:
+        """Delete the letters, of these queues only; return how many there were."""
+        doomed = list(self._letters(JobFilter(queues=queues), job_ids))
+        for letter in doomed:
+            del self._tables.letters[letter.job.id]
+        return len(doomed)
+
+    def _letters(self, where: JobFilter, ids: Sequence[str] | None) -> Iterator[DeadLetter]:
         letters = self._tables.letters
-        return sum(1 for job_id in job_ids if letters.pop(job_id, None) is not None)
+        for job_id in letters if ids is None else set(ids) & letters.keys():
+            if matches(letters[job_id].job, where):
+                yield letters[job_id]
 
     def _redrive(self, dead_id: str, new: NewJob) -> bool:
         if self._tables.letters.pop(dead_id, None) is None:
@@ -108,3 +124,7 @@ class MemoryQueues:
             return redriven is not None and redriven.redriven_from == dead_id
         self._tables.insert(new)
         return True
+
+
+def _at(letter: DeadLetter) -> Cursor:
+    return (letter.died_at_ms, letter.job.id)

@@ -13,7 +13,7 @@ from tickwheel.core.job import Job, State
 from tickwheel.core.ports import NewTick
 from tickwheel.core.schedule import Schedule, ScheduleSpec
 
-from .memory_tables import Tables
+from .memory_tables import Tables, page_of
 
 
 class MemorySchedules:
@@ -50,7 +50,7 @@ class MemorySchedules:
             for schedule_id, row in sorted(self._tables.schedules.items())
             if schedule_id > after_id and (queues is None or row.spec.template.queue in queues)
         )
-        return list(islice(rows, limit))
+        return page_of(rows, limit, lambda row: len(row.spec.template.args))[0]
 
     async def pause_schedule(
         self, schedule_id: str, paused: bool, reason: str | None, now_ms: int
@@ -116,11 +116,13 @@ class MemorySchedules:
         self._tables.schedules[row.id] = moved
         return written
 
-    async def overdue_ticks(self, schedule_id: str, before_ms: int, limit: int) -> list[int]:
-        """Return fire times before `before_ms` whose job is still `scheduled` and unstarted."""
+    async def overdue_ticks(
+        self, schedule_id: str, before_ms: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return fire times before `before_ms`, and their jobs that are still unstarted."""
         jobs = self._tables.jobs
         overdue = (
-            fire_ms
+            (fire_ms, job_id)
             for fire_ms, job_id in sorted(self._tables.ticks.get(schedule_id, {}).items())
             if fire_ms < before_ms and job_id in jobs and _unstarted(jobs[job_id])
         )

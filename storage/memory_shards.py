@@ -31,11 +31,10 @@ class MemoryShards:
 
     async def join(self, member: Member, ttl_ms: int) -> list[Member]:
         """Show life for a while; return who lives, the oldest first."""
-        now_ms = self._clock.monotonic_ms()
         members = self._tables.members
-        for silent in [name for name, row in members.items() if row.expires_at_ms <= now_ms]:
-            del members[silent]
-        members[member.id] = MemberRow(member, now_ms + ttl_ms)
+        for name in self._silent():
+            del members[name]
+        members[member.id] = MemberRow(member, self._clock.monotonic_ms() + ttl_ms)
         return await self.members()
 
     async def members(self) -> list[Member]:
@@ -52,12 +51,12 @@ class MemoryShards:
         self, owner: str, ttl_ms: int, most: int = SHARDS_MAX
     ) -> dict[int, int]:
         """Take up to `most` shards that are free or have expired."""
-        now_ms = self._clock.monotonic_ms()
+        now_ms, silent = self._clock.monotonic_ms(), self._silent()
         taken: dict[int, int] = {}
         for shard, row in self._tables.shards.items():
             if len(taken) == most:
                 break
-            if row.owner is None or row.expires_at_ms <= now_ms:
+            if row.owner is None or (row.expires_at_ms <= now_ms and row.owner not in silent):
                 taken[shard] = row.epoch + 1
                 self._tables.shards[shard] = ShardRow(
                     row.epoch + 1, owner, now_ms + ttl_ms, self._clock.now_ms()
@@ -110,10 +109,15 @@ class MemoryShards:
 
     def _all_recovered(self, living: set[str]) -> bool:
         now_ms = self._clock.monotonic_ms()
-        return all(
+        return not self._silent() and all(
             row.owner in living and row.expires_at_ms > now_ms and row.recovered
             for row in self._tables.shards.values()
         )
+
+    def _silent(self) -> set[str]:
+        """Return who fell silent and is not counted out yet."""
+        now_ms = self._clock.monotonic_ms()
+        return {name for name, row in self._tables.members.items() if row.expires_at_ms <= now_ms}
 
     async def owners(self) -> dict[int, Owned]:
         """Return the current owner of each owned shard."""

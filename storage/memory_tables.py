@@ -12,18 +12,33 @@ changed by a method of `Tables` alone.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tickwheel.core.job import Cursor, DeadLetter, Job, NewJob, State, lane_name
 from tickwheel.core.permits import Share
+from tickwheel.core.ports import PAGE_BYTES_MAX
 from tickwheel.core.ports_cluster import ApiKey, Member
 from tickwheel.core.queue import Queue
 from tickwheel.core.schedule import Schedule
 
+T = TypeVar("T")
+
 STALE_MIN = 64
 """With fewer stale references than this an index is never rebuilt."""
+
+
+def page_of(rows: Iterable[T], limit: int, bytes_of: Callable[[T], int]) -> tuple[list[T], bool]:
+    """Return a page of the rows, and whether there may be more of them."""
+    page: list[T] = []
+    room = PAGE_BYTES_MAX
+    for row in rows:
+        if len(page) == limit or room <= 0:
+            return page, True
+        page.append(row)
+        room -= bytes_of(row)
+    return page, False
 
 
 class Index:

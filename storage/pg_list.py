@@ -1,7 +1,8 @@
 """Lists of jobs from Postgres, newest first, partition by partition.
 
 Any filter is allowed and none has an index of its own, so a page looks at `EXAMINED_MAX` rows at
-most, and for a second at most; what it has found by then it answers, with the place to go on.
+most, and for a second at most; what it has found by then it answers, with the place to go on. So it
+does once their documents come to `PAGE_BYTES_MAX`: rows beyond that don't leave the database.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncpg
 
 from tickwheel.core.errors import Unavailable
 from tickwheel.core.job import Cursor, Job, JobFilter
+from tickwheel.core.ports import PAGE_BYTES_MAX
 
 from .link import Link
 from .partitions import END_MS
@@ -57,10 +59,12 @@ class PgList(PgBase):
         left = EXAMINED_MAX - page.examined
         wanted = page.limit - len(page.found)
         rows = await link.fetch(
-            self._sql("list_jobs", name), *page.place, left, *page.conditions, wanted
+            self._sql("list_jobs", name), *page.place, left, *page.conditions, wanted, page.room
         )
-        page.found += [job_of(row) for row in rows]
-        if len(page.found) >= page.limit:
+        jobs = [job_of(row) for row in rows]
+        page.found += jobs
+        page.room -= sum(job.document_bytes for job in jobs)
+        if len(page.found) >= page.limit or page.room <= 0:
             last = page.found[-1]
             page.place = (last.scheduled_at_ms, last.id)
             return True
@@ -79,5 +83,6 @@ class _Page:
         self.conditions = filter_values(where)
         self.place = place
         self.limit = limit
+        self.room = PAGE_BYTES_MAX
         self.found: list[Job] = []
         self.examined = 0

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
+import asyncpg
+
+from tickwheel.core.errors import Unavailable
 from tickwheel.core.job import Cursor, DeadLetter, JobFilter, JobOptions, NewJob
+from tickwheel.core.ports import PAGE_BYTES_MAX
 from tickwheel.core.queue import Queue
 
 from .link import Link, Row
 from .partitions import END_MS
 from .pg_base import ID_MAX, JOB_WIDTH, PgBase, filter_values, job_of
+
+TOUCH_LOCK_MS: Final = 1_000
 
 
 class PgQueues(PgBase):
@@ -20,12 +27,27 @@ class PgQueues(PgBase):
         return [_queue(row) for row in await self._read("queues")]
 
     async def touch_lane(self, queue: str, priority: int) -> Queue:
-        """Make the queue with its defaults if it isn't there, add the priority; return it."""
-        return await self._write_queue("touch_lane", Queue(queue, priorities=1 << priority))
+        """Make the queue with its defaults if it isn't there, add the priority; return it.
+
+        Raises `Unavailable` soon, since all submissions wait behind it, where somebody else's
+        transaction holds the queue: perhaps a user's own that made a lane of it and stays open.
+        """
+        sql = self._sql("touch_lane")
+        values = _values(Queue(queue, priorities=1 << priority))
+
+        async def work(link: Link) -> Queue:
+            try:
+                async with link.transaction(TOUCH_LOCK_MS):
+                    [row] = await link.fetch(sql, *values)
+            except asyncpg.LockNotAvailableError as error:
+                raise Unavailable(f"another transaction holds the queue {queue!r}") from error
+            return _queue(row)
+
+        return await self._pool.run(work)
 
     async def put_queue(self, queue: Queue) -> Queue:
         """Insert the queue, or replace its settings but `paused`; `priorities` are only added to."""
-        return await self._write_queue("put_queue", queue)
+        return _queue((await self._fetch("put_queue", *_values(queue)))[0])
 
     async def pause_queue(self, name: str, paused: bool, reason: str | None) -> Queue | None:
         """Set `paused` and its reason, nothing else; None: there is no such queue."""
@@ -33,15 +55,30 @@ class PgQueues(PgBase):
         return _queue(rows[0]) if rows else None
 
     async def dead_letters(
-        self, where: JobFilter, after: Cursor | None, limit: int
+        self,
+        where: JobFilter,
+        after: Cursor | None,
+        limit: int,
+        ids: Sequence[str] | None = None,
     ) -> tuple[list[DeadLetter], Cursor | None]:
         """Return a page, latest first, and where to go on; the cursor is (died_at_ms, id)."""
         start = after or (END_MS, ID_MAX)
-        rows = await self._read("dead_letters", *start, *filter_values(where), limit + 1)
+        rows = await self._read(
+            "dead_letters", *filter_values(where), ids, *start, limit + 1, PAGE_BYTES_MAX
+        )
         letters = [_letter(row) for row in rows[:limit]]
-        if len(rows) <= limit or not letters:
+        full = sum(letter.job.document_bytes for letter in letters) >= PAGE_BYTES_MAX
+        if not letters or not (full or len(rows) > limit):
             return letters, None
         return letters, (letters[-1].died_at_ms, letters[-1].job.id)
+
+    async def count_letters(
+        self, where: JobFilter, ids: Sequence[str] | None, count_max: int
+    ) -> int:
+        """Count what `dead_letters` shows, at most `count_max`."""
+        rows = await self._read("count_letters", *filter_values(where), ids, count_max)
+        count: int = rows[0][0]
+        return count
 
     async def count_dead(self, queue: str, count_max: int) -> int:
         """Count the queue's dead letters, at most `count_max`."""
@@ -54,7 +91,7 @@ class PgQueues(PgBase):
         async def work(link: Link) -> list[bool]:
             async with link.transaction():
                 ids = sorted(dead_id for dead_id, _ in pairs)
-                rows = await link.fetch(self._sql("take_letters"), ids)
+                rows = await link.fetch(self._sql("take_letters"), ids, None)
                 taken = {str(row[0]) for row in rows}
                 fresh: dict[str, NewJob] = {}
                 for dead_id, new in pairs:
@@ -69,9 +106,12 @@ class PgQueues(PgBase):
 
         return await self._inserting([new.scheduled_at_ms for _, new in pairs], work)
 
-    async def delete_dead_letters(self, job_ids: Sequence[str]) -> int:
-        """Delete the letters; return how many there were."""
-        return len({row[0] for row in await self._fetch("take_letters", job_ids)})
+    async def delete_dead_letters(
+        self, job_ids: Sequence[str], queues: frozenset[str] | None = None
+    ) -> int:
+        """Delete the letters, of these queues only; return how many there were."""
+        allowed = sorted(queues) if queues is not None else None
+        return len({row[0] for row in await self._fetch("take_letters", job_ids, allowed)})
 
     async def _redriven_before(self, link: Link, pairs: Sequence[tuple[str, NewJob]]) -> set[str]:
         found: set[str] = set()
@@ -83,20 +123,20 @@ class PgQueues(PgBase):
             )
         return found
 
-    async def _write_queue(self, statement: str, queue: Queue) -> Queue:
-        values = (
-            queue.name,
-            queue.max_depth,
-            queue.max_running,
-            queue.lease_ms,
-            queue.max_attempts,
-            queue.priority,
-            queue.options.encode(),
-            queue.paused,
-            queue.paused_reason,
-            queue.priorities,
-        )
-        return _queue((await self._fetch(statement, *values))[0])
+
+def _values(queue: Queue) -> tuple[object, ...]:
+    return (
+        queue.name,
+        queue.max_depth,
+        queue.max_running,
+        queue.lease_ms,
+        queue.max_attempts,
+        queue.priority,
+        queue.options.encode(),
+        queue.paused,
+        queue.paused_reason,
+        queue.priorities,
+    )
 
 
 def _queue(row: Row) -> Queue:

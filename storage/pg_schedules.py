@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from tickwheel.core.ports import NewTick
+from tickwheel.core.ports import PAGE_BYTES_MAX, NewTick
 from tickwheel.core.schedule import DAY_MS, Schedule, ScheduleSpec
 
 from .link import Link
@@ -60,7 +60,8 @@ class PgSchedules(PgBase):
     ) -> list[Schedule]:
         """Return schedules with an id after `after_id`, by id; of these template queues only."""
         allowed = sorted(queues) if queues is not None else None
-        return [schedule_of(row) for row in await self._read("schedules", after_id, limit, allowed)]
+        rows = await self._read("schedules", after_id, limit, allowed, PAGE_BYTES_MAX)
+        return [schedule_of(row) for row in rows]
 
     async def pause_schedule(
         self, schedule_id: str, paused: bool, reason: str | None, now_ms: int
@@ -140,16 +141,19 @@ class PgSchedules(PgBase):
 
         return await self._inserting([tick.job.scheduled_at_ms for tick in ticks], work)
 
-    async def overdue_ticks(self, schedule_id: str, before_ms: int, limit: int) -> list[int]:
-        """Return fire times before `before_ms` whose job is still `scheduled` and unstarted."""
+    async def overdue_ticks(
+        self, schedule_id: str, before_ms: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return fire times before `before_ms`, and their jobs that are still unstarted."""
 
-        async def work(link: Link) -> list[int]:
+        async def work(link: Link) -> list[tuple[int, str]]:
             ids: list[str] = []
             for name in await self._partitions.live(link, None):
                 rows = await link.fetch(self._sql("unstarted", name), schedule_id)
                 ids += [str(row[0]) for row in rows]
             sql = self._sql("ticks_of_jobs")
-            return [row[0] for row in await link.fetch(sql, schedule_id, before_ms, ids, limit)]
+            rows = await link.fetch(sql, schedule_id, before_ms, ids, limit)
+            return [(fire_ms, str(job_id)) for fire_ms, job_id in rows]
 
         return await self._reading(work)
 

@@ -5,6 +5,10 @@ owner's session also holds an advisory lock named after it, for nothing but to b
 can take that lock knows that the session is gone, and need not wait for the lease to run out. The
 lock is tried for the length of a transaction, so that trying never leaves it held.
 
+A claim locks the row of its member. A dead member is counted out once none of its claims is under
+way; whoever shows life never waits for that, and until then nobody takes the dead one's shards or
+permits.
+
 The same session listens for hints. It is the one connection that is always there, and when it is
 made again the scheduler is told that it may have missed some.
 """
@@ -40,10 +44,10 @@ class PgShards(PgBase):
 
         async def work(link: Link) -> list[Member]:
             await self._show_life(link, member.id)
+            await link.fetch(self._sql("join"), *member, ttl_ms)
             async with link.transaction():
-                await link.fetch(self._sql("join"), *member, ttl_ms)
                 await link.fetch(self._sql("join_bury"), await self._gone(link, member.id))
-                return [Member(*row) for row in await link.fetch(self._sql("members"))]
+            return [Member(*row) for row in await link.fetch(self._sql("members"))]
 
         return await self._shard_pool.run(work, attempts_max=RENEW_ATTEMPTS_MAX)
 
@@ -96,16 +100,20 @@ class PgShards(PgBase):
     async def share_permits(
         self, owner: str, asks: Sequence[PermitAsk], now_ms: int
     ) -> tuple[list[Grant], bool]:
-        """Take and give back permits of queues; their rows are locked meanwhile."""
+        """Take and give back permits of queues; their rows are locked meanwhile.
+
+        Of a queue whose row somebody else holds, what is kept is written, and no more taken.
+        """
         names = [ask.queue for ask in asks]
 
         async def work(link: Link) -> tuple[list[Grant], bool]:
             async with link.transaction():
-                locked = await link.fetch(self._sql("permits_lock"), names)
-                limits: dict[str, int | None] = {row[0]: row[1] for row in locked}
+                rows = await link.fetch(self._sql("permits_lock"), names)
+                limits: dict[str, int | None] = {queue: limit for queue, limit, _ in rows}
+                locked = {queue for queue, _, ours in rows if ours}
                 [(recovered, all_share, living)] = await link.fetch(self._sql("permits_state"))
                 if recovered:
-                    await link.fetch(self._sql("permits_bury"), names, [*living, owner])
+                    await link.fetch(self._sql("permits_bury"), [*locked], [*living, owner])
                 others: dict[str, dict[str, Share]] = {}
                 for queue, *row in await link.fetch(self._sql("permits_others"), names, owner):
                     others.setdefault(queue, {})[row[0]] = Share(*row[1:])
@@ -116,7 +124,7 @@ class PgShards(PgBase):
                         limits.get(ask.queue),
                         others.get(ask.queue, {}),
                         now_ms,
-                        may_grow=all_share and recovered,
+                        may_grow=all_share and recovered and ask.queue in locked,
                     )
                     for ask in asks
                 ]

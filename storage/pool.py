@@ -9,7 +9,8 @@ waits for its end, and a statement is ended by the server's `statement_timeout`,
 reach into a COMMIT. A server that stays silent beyond that is hung up on, and the outcome unknown.
 
 When a server turns out to take no writes, or a new connection finds a new timeline, all older
-connections are dropped: they lead to where the primary was.
+connections of the store's pools are dropped: they lead to where the primary was. So does a new one
+that finds an older timeline: what was committed there would be lost.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import asyncpg
 
 from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, TickwheelError, Unavailable
 
-from .link import Link, connect
+from .link import Link, Stranded, connect
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,6 +65,18 @@ class TablesChanged(Unavailable):
     """A partition that the statement is about was dropped, or is not there yet."""
 
 
+class Primary:
+    """What the pools of one store know of where the primary is.
+
+    `timeline` is the latest that was found; `generation` grows when no connection made before is to
+    be used again.
+    """
+
+    def __init__(self) -> None:
+        self.timeline = 0
+        self.generation = 0
+
+
 class Pool:
     """Up to `size` connections, made when they are needed, the last used first."""
 
@@ -77,11 +90,13 @@ class Pool:
         statement_timeout_ms: int = 10_000,
         lock_timeout_ms: int = 0,
         silence_seconds: float = SILENCE_SECONDS,
+        primary: Primary | None = None,
         standby: bool = False,
     ) -> None:
         """Connect to nothing yet. The pool waits for a connection as long as it takes.
 
-        `standby`: the server takes no writes, and need not.
+        `primary` is what it shares with other pools; `standby`: the server takes no writes, and need
+        not.
         """
         self._dsn = dsn
         self._rng = rng
@@ -89,11 +104,10 @@ class Pool:
         self._statement_timeout_ms = statement_timeout_ms
         self._lock_timeout_ms = lock_timeout_ms
         self._deadline_seconds = statement_timeout_ms / 1000 + silence_seconds
+        self._primary = primary or Primary()
         self._standby = standby
         self._idle: list[Link] = []
         self._turns = asyncio.Semaphore(size)
-        self._generation = 0
-        self._timeline = 0
         self._closed = False
 
     async def run(self, work: Work[T], *, attempts_max: int = ATTEMPTS_MAX) -> T:
@@ -129,13 +143,12 @@ class Pool:
     async def close(self) -> None:
         """Close what is idle now, and the rest when it comes back."""
         self._closed = True
-        self._generation += 1
         idle, self._idle = self._idle, []
         await asyncio.gather(*(link.close() for link in idle))
 
     def expire(self) -> None:
-        """Use no connection made before now again."""
-        self._generation += 1
+        """Use no connection made before now again, in none of the pools."""
+        self._primary.generation += 1
         for link in self._idle:
             link.terminate()
         self._idle.clear()
@@ -199,28 +212,37 @@ class Pool:
     async def _take(self) -> Link:
         while self._idle:
             link = self._idle.pop()
-            if not link.closed:
+            if self._usable(link):
                 return link
+            link.terminate()
         if self._closed:
             raise Unavailable("the store is closed")
+        primary = self._primary
         link = await connect(
             self._dsn,
-            self._generation,
+            primary.generation,
             self._statement_timeout_ms,
             self._lock_timeout_ms,
             standby=self._standby,
         )
-        if link.timeline > self._timeline > 0:
+        if 0 < link.timeline < primary.timeline:
+            link.terminate()
+            raise Stranded(f"a server on timeline {link.timeline}, after {primary.timeline}")
+        if link.timeline > primary.timeline > 0:
             self.expire()
-            link.generation = self._generation
-        self._timeline = max(self._timeline, link.timeline)
+            link.generation = primary.generation
+        primary.timeline = max(primary.timeline, link.timeline)
         return link
 
     def _give_back(self, link: Link) -> None:
-        if link.closed or link.in_transaction or link.generation != self._generation:
-            link.terminate()
-        else:
+        if self._usable(link) and not self._closed:
             self._idle.append(link)
+        else:
+            link.terminate()
+
+    def _usable(self, link: Link) -> bool:
+        current = link.generation == self._primary.generation
+        return current and not link.closed and not link.in_transaction
 
 
 class _Failed(Exception):

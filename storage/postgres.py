@@ -38,7 +38,7 @@ from .pg_queues import PgQueues
 from .pg_schedules import PgSchedules
 from .pg_shards import PgShards
 from .pg_upkeep import PgUpkeep
-from .pool import Pool, Sleep
+from .pool import Pool, Primary, Sleep
 from .replica import SILENCE_SECONDS, STATEMENT_MS, Replica
 from .statements import Statements
 from .transactional import Connection, submit_job
@@ -78,17 +78,11 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
             raise ValueError(f"between 1 and {SHARDS_MAX} shards")
         rng = rng or random.Random()
         self._sql = Statements(schema)
-        self._pool = Pool(dsn, pool_size, rng, sleep)
+        pool = partial(Pool, dsn, rng=rng, sleep=sleep, primary=Primary())
+        self._pool = pool(pool_size)
         self._sleep = sleep
-        self._shard_pool = Pool(dsn, 1, rng, sleep, statement_timeout_ms=SHARD_STATEMENT_MS)
-        self._ddl_pool = Pool(
-            dsn,
-            1,
-            rng,
-            sleep,
-            statement_timeout_ms=DDL_STATEMENT_MS,
-            lock_timeout_ms=DDL_LOCK_MS,
-        )
+        self._shard_pool = pool(1, statement_timeout_ms=SHARD_STATEMENT_MS)
+        self._ddl_pool = pool(1, statement_timeout_ms=DDL_STATEMENT_MS, lock_timeout_ms=DDL_LOCK_MS)
         self._replica = None
         if replica_dsn is not None:
             standby = Pool(

@@ -6,6 +6,7 @@ A file holds statements, each under a line `-- name: …`. These marks are fille
     {partition}     the full name of one partition of `jobs`: the hot statements name it themselves
     {…_columns}     the list of columns that a statement named so holds; `{job_columns}` are those
                     of a job, in the order of the fields of `core.job.Job`
+    {…_conditions}  the conditions that a statement named so holds
 
 Names that go into a text are checked identifiers; values are always parameters.
 """
@@ -23,6 +24,7 @@ STATEMENTS_MAX: Final = 16_384
 """How many filled-in texts are kept; one statement on one partition is one text."""
 
 _IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_PARTS: Final = ("_columns", "_conditions")
 _NAME: Final = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
@@ -40,9 +42,9 @@ class Statements:
         """Read all files; raise ValueError if `schema` is not a plain identifier."""
         self.schema = identifier(schema)
         raw = dict(_read_all())
-        columns = {name: raw.pop(name) for name in list(raw) if name.endswith("_columns")}
+        parts = {name: raw.pop(name) for name in list(raw) if name.endswith(_PARTS)}
         self._texts = {
-            name: _spliced(text, columns | {"schema": schema}) for name, text in raw.items()
+            name: _spliced(text, parts | {"schema": schema}) for name, text in raw.items()
         }
         self._filled = lru_cache(maxsize=STATEMENTS_MAX)(self._fill)
 

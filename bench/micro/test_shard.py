@@ -24,7 +24,7 @@ BATCH = 500
 
 def _residents() -> Residents:
     residents = Residents(LeaseTable(NOW_MS), NOW_MS - 1)
-    residents.own(dict.fromkeys(range(SHARDS), 1), NOW_MS - 1)
+    residents.own(range(SHARDS), NOW_MS - 1)
     return residents
 
 

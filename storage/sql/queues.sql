@@ -28,18 +28,56 @@ RETURNING {queue_columns};
 UPDATE {schema}.queues SET paused = $2, paused_reason = $3 WHERE name = $1
 RETURNING {queue_columns};
 
+-- name: letter_conditions
+($1::text IS NULL OR state = $1)
+AND ($2::text IS NULL OR queue = $2)
+AND ($3::text IS NULL OR task = $3)
+AND ($4::text IS NULL OR $4 = ANY(tags))
+AND ($5::text IS NULL OR schedule_id = $5)
+AND ($6::text[] IS NULL OR queue = ANY($6))
+
 -- name: dead_letters
+-- One half of the union is empty: letters that are named are found by their ids, all others by time.
 SELECT {job_columns}, died_at
-FROM {schema}.dead_letters
-WHERE (died_at, id) < ($1::timestamptz, $2::uuid)
-    AND ($3::text IS NULL OR state = $3)
-    AND ($4::text IS NULL OR queue = $4)
-    AND ($5::text IS NULL OR task = $5)
-    AND ($6::text IS NULL OR $6 = ANY(tags))
-    AND ($7::text IS NULL OR schedule_id = $7)
-    AND ($8::text[] IS NULL OR queue = ANY($8))
-ORDER BY died_at DESC, id DESC
-LIMIT $9;
+FROM (
+    SELECT *, sum(octet_length(concat(args, result, error))) OVER (
+        ORDER BY died_at DESC, id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS bytes_before
+    FROM (
+        SELECT *
+        FROM (
+            (
+                SELECT *
+                FROM {schema}.dead_letters
+                WHERE $7::uuid[] IS NULL
+                    AND (died_at, id) < ($8::timestamptz, $9::uuid)
+                    AND {letter_conditions}
+                ORDER BY died_at DESC, id DESC
+                LIMIT $10
+            )
+            UNION ALL
+            (SELECT * FROM {schema}.dead_letters WHERE id = ANY($7) OFFSET 0)
+        ) AS letters
+        WHERE (died_at, id) < ($8, $9) AND {letter_conditions}
+        ORDER BY died_at DESC, id DESC
+        LIMIT $10
+    ) AS page
+) AS measured
+WHERE coalesce(bytes_before, 0) < $11
+ORDER BY died_at DESC, id DESC;
+
+-- name: count_letters
+SELECT count(*)
+FROM (
+    SELECT
+    FROM (
+        SELECT * FROM {schema}.dead_letters WHERE $7::uuid[] IS NULL
+        UNION ALL
+        SELECT * FROM {schema}.dead_letters WHERE id = ANY($7)
+    ) AS letters
+    WHERE {letter_conditions}
+    LIMIT $8
+) AS counted;
 
 -- name: count_dead
 SELECT count(*)
@@ -47,7 +85,7 @@ FROM (SELECT FROM {schema}.dead_letters WHERE queue = $1 LIMIT $2) AS counted;
 
 -- name: take_letters
 DELETE FROM {schema}.dead_letters
-WHERE id = ANY($1::uuid[])
+WHERE id = ANY($1::uuid[]) AND ($2::text[] IS NULL OR queue = ANY($2))
 RETURNING id;
 
 -- name: redriven

@@ -32,10 +32,20 @@ DELETE FROM {schema}.schedules WHERE id = $1;
 
 -- name: schedules
 SELECT {schedule_columns}
-FROM {schema}.schedules
-WHERE id > $1 AND ($3::text[] IS NULL OR queue = ANY($3))
-ORDER BY id
-LIMIT $2;
+FROM (
+    SELECT *, sum(octet_length(args::text)) OVER (
+        ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS bytes_before
+    FROM (
+        SELECT *
+        FROM {schema}.schedules
+        WHERE id > $1 AND ($3::text[] IS NULL OR queue = ANY($3))
+        ORDER BY id
+        LIMIT $2
+    ) AS page
+) AS measured
+WHERE coalesce(bytes_before, 0) < $4
+ORDER BY id;
 
 -- name: schedules_due
 SELECT {schedule_columns}
@@ -63,7 +73,7 @@ SELECT job_id FROM {schema}.schedule_ticks
 WHERE schedule_id = $1 AND fire_time = ANY($2::timestamptz[]);
 
 -- name: ticks_of_jobs
-SELECT fire_time FROM {schema}.schedule_ticks
+SELECT fire_time, job_id FROM {schema}.schedule_ticks
 WHERE schedule_id = $1 AND fire_time < $2 AND job_id = ANY($3::uuid[])
 ORDER BY fire_time
 LIMIT $4;

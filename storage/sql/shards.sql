@@ -16,7 +16,13 @@ ON CONFLICT (id) DO UPDATE
     SET shares = excluded.shares, expires_at = excluded.expires_at;
 
 -- name: join_bury
-DELETE FROM {schema}.schedulers WHERE id = ANY($1) OR expires_at <= clock_timestamp();
+-- Whoever has claims under way is left for later: they last as long as its process is frozen.
+WITH dead AS MATERIALIZED (
+    SELECT id FROM {schema}.schedulers
+    WHERE id = ANY($1) OR expires_at <= clock_timestamp()
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM {schema}.schedulers s USING dead WHERE s.id = dead.id;
 
 -- name: members
 SELECT id, url, started_at, shares FROM {schema}.schedulers
@@ -27,12 +33,18 @@ ORDER BY started_at, id COLLATE "C";
 DELETE FROM {schema}.schedulers WHERE id = $1;
 
 -- name: acquire_shards
+-- A dead owner that is not counted out yet may have claims under way: what runs is not known before
+-- they are over, and whoever had its shards would wait for their rows.
 WITH free AS MATERIALIZED (
-    SELECT shard FROM {schema}.shards
-    WHERE owner IS NULL OR expires_at <= clock_timestamp() OR owner = ANY($2)
+    SELECT shard FROM {schema}.shards h
+    WHERE (owner IS NULL OR expires_at <= clock_timestamp() OR owner = ANY($2))
+        AND NOT EXISTS (
+            SELECT FROM {schema}.schedulers s
+            WHERE s.id = h.owner AND (s.expires_at <= clock_timestamp() OR s.id = ANY($2))
+        )
     ORDER BY shard
     LIMIT $4
-    FOR UPDATE
+    FOR UPDATE SKIP LOCKED
 )
 UPDATE {schema}.shards s
 SET epoch = s.epoch + 1,
@@ -68,10 +80,17 @@ FROM unnest($2::smallint[], $3::bigint[]) AS mine (shard, epoch)
 WHERE s.shard = mine.shard AND s.epoch = mine.epoch AND s.owner = $1;
 
 -- name: permits_lock
-SELECT name, max_running FROM {schema}.queues
-WHERE name = ANY($1)
-ORDER BY name COLLATE "C"
-FOR NO KEY UPDATE;
+-- Of each queue what is true at least, and then what it is while it is locked here. Who holds one
+-- otherwise may be a user's transaction, and hold it for long.
+WITH locked AS MATERIALIZED (
+    SELECT name, max_running FROM {schema}.queues
+    WHERE name = ANY($1)
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT name, max_running, false AS locked FROM {schema}.queues WHERE name = ANY($1)
+UNION ALL
+SELECT name, max_running, true FROM locked
+ORDER BY locked;
 
 -- name: permits_state
 -- All in one statement, of one moment: of whoever dies after it nothing is known to be recovered.
@@ -82,6 +101,9 @@ SELECT
             SELECT FROM {schema}.schedulers s
             WHERE s.id = h.owner AND s.expires_at > statement_timestamp()
         )
+    ) AND NOT EXISTS (
+        -- It is not counted out yet, and may have claims under way.
+        SELECT FROM {schema}.schedulers WHERE expires_at <= statement_timestamp()
     ),
     NOT EXISTS (
         SELECT FROM {schema}.schedulers

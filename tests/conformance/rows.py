@@ -27,7 +27,7 @@ from tickwheel.core.job import (
     Success,
     Waiting,
 )
-from tickwheel.core.ports import Store
+from tickwheel.core.ports import PAGE_BYTES_MAX, Store
 from tickwheel.core.ports_cluster import Member
 from tickwheel.storage import PostgresStore
 
@@ -42,6 +42,8 @@ LANE = "5/default"
 OWNER = "boot-a"
 MEMBERS = (OWNER, "boot-b")
 ANY = JobFilter()
+LARGE = b'{"a":"%b"}' % (b"x" * (PAGE_BYTES_MAX * 2 // 5))
+"""Args of which a page has room for two, and ends with the third."""
 _RNG = random.Random(20260101)
 
 

@@ -8,6 +8,7 @@ import pytest
 from conformance.rows import (
     ANY,
     DAY,
+    LARGE,
     NOW,
     SECOND,
     kill,
@@ -67,6 +68,15 @@ async def test_the_cursor_is_when_and_who_died(store: Store) -> None:
     assert letter.job.id == old.id
 
 
+async def test_a_page_ends_with_the_letter_whose_documents_fill_it(store: Store) -> None:
+    dead = [await kill(store, new_job(args=LARGE), at_ms=NOW + number) for number in range(4)]
+    page, after = await store.dead_letters(ANY, None, 100)
+    assert [letter.job.id for letter in page] == [row.id for row in dead[:0:-1]]
+    assert after == (NOW + 1, dead[1].id)
+    page, after = await store.dead_letters(ANY, after, 100)
+    assert ([letter.job.id for letter in page], after) == ([dead[0].id], None)
+
+
 @pytest.mark.parametrize(
     "where",
     [
@@ -78,12 +88,34 @@ async def test_the_cursor_is_when_and_who_died(store: Store) -> None:
     ],
     ids=["queue", "task", "tag", "schedule", "queues"],
 )
-async def test_a_filter_shows_what_matches_and_nothing_else(store: Store, where: JobFilter) -> None:
+async def test_a_filter_shows_and_counts_what_matches_and_nothing_else(
+    store: Store, where: JobFilter
+) -> None:
     match = await kill(
         store, new_job(queue="mail", task="digest", tags=("eu", "b"), schedule_id="nightly")
     )
     await kill(store, new_job(tags=("eur",)))
     assert [letter.job.id for letter in await letters(store, where)] == [match.id]
+    assert await store.count_letters(where, None, 9) == 1
+
+
+async def test_letters_are_listed_and_counted_by_their_ids(store: Store) -> None:
+    mail, *others = [await kill(store, new_job(queue=queue)) for queue in ("mail", "a", "a", "a")]
+    ids = [others[2].id, new_job().id, others[0].id, mail.id, others[0].id]
+    page, after = await store.dead_letters(JobFilter(queue="a"), None, 9, ids)
+    assert {letter.job.id for letter in page} == {others[0].id, others[2].id}
+    assert (len(page), after) == (2, None)
+    assert await store.count_letters(JobFilter(queue="a"), ids, 9) == 2
+    [first], after = await store.dead_letters(ANY, None, 1, ids)
+    rest, after = await store.dead_letters(ANY, after, 9, ids)
+    assert {letter.job.id for letter in (first, *rest)} == {mail.id, others[0].id, others[2].id}
+    assert await store.dead_letters(ANY, None, 9, []) == ([], None)
+
+
+async def test_letters_are_counted_up_to_a_bound(store: Store) -> None:
+    for _ in range(3):
+        await kill(store, new_job())
+    assert [await store.count_letters(ANY, None, count_max) for count_max in (9, 2)] == [3, 2]
 
 
 async def test_letters_are_counted_by_queue_up_to_a_bound(store: Store) -> None:
@@ -153,6 +185,14 @@ async def test_deleting_letters_tells_how_many_there_were(store: Store) -> None:
     assert await store.delete_dead_letters([]) == 0
     assert [letter.job.id for letter in await letters(store)] == [dead[1].id]
     assert len(await listed(store)) == 3
+
+
+async def test_letters_of_other_queues_than_those_named_are_not_deleted(store: Store) -> None:
+    dead = [await kill(store, new_job(queue=queue)) for queue in ("mail", "other")]
+    ids = [row.id for row in dead]
+    assert await store.delete_dead_letters(ids, frozenset()) == 0
+    assert await store.delete_dead_letters(ids, frozenset({"mail"})) == 1
+    assert [letter.job.id for letter in await letters(store)] == [dead[1].id]
 
 
 async def test_a_deleted_letter_is_not_redriven(store: Store) -> None:

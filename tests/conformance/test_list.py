@@ -7,6 +7,7 @@ from conformance.rows import (
     ANY,
     DAY,
     HOUR,
+    LARGE,
     NOW,
     add,
     ending_of,
@@ -17,7 +18,7 @@ from conformance.rows import (
     start,
 )
 
-from tickwheel.core.job import JobFilter, NewJob, State
+from tickwheel.core.job import Cursor, JobFilter, NewJob, State
 from tickwheel.core.ports import Store
 
 EXAMINED_MAX = 10_000
@@ -43,6 +44,18 @@ async def test_the_cursor_is_the_last_row_examined(store: Store) -> None:
     assert after == (NOW + 3, jobs[3].id)
     page, _ = await store.list_jobs(ANY, after, 2)
     assert [job.id for job in page] == [jobs[2].id, jobs[1].id]
+
+
+async def test_a_page_ends_with_the_job_whose_documents_fill_it(store: Store) -> None:
+    jobs = [new_job(NOW + number // 2 * DAY, args=LARGE) for number in range(7)]
+    await add(store, *jobs)
+    pages: list[list[str]] = []
+    after: Cursor | None = None
+    while not pages or after is not None:
+        page, after = await store.list_jobs(ANY, after, 100)
+        pages.append([job.id for job in page])
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert [job_id for page in pages for job_id in page] == newest_first(jobs)
 
 
 async def test_an_empty_list_has_no_cursor(store: Store) -> None:

@@ -22,7 +22,7 @@ from conformance.rows import (
     start,
     submit,
 )
-from conformance.test_schedules import put, read, tick, tick_at
+from conformance.test_schedules import fires_overdue, put, read, tick, tick_at
 
 from tickwheel.core.job import State
 from tickwheel.core.ports import Store
@@ -100,7 +100,7 @@ async def test_old_ticks_are_dropped_but_those_of_unfinished_jobs_kept(store: St
     assert await store.tick(schedule, NOW + DAY + 1, [tick_at(NOW + 1)], [], 0, NOW) == []
     schedule = await read(store)
     await store.maintain(LATER)
-    assert await store.overdue_ticks("nightly", LATER, 10) == [NOW + 2]
+    assert await fires_overdue(store, "nightly", LATER, 10) == [NOW + 2]
     again = [
         tick_at(fire_ms)._replace(job=new_job(LATER, schedule_id="nightly"))
         for fire_ms in (NOW + 1, NOW + 2)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from conformance.rows import (
     DAY,
     HOUR,
+    LARGE,
     NOW,
     SHARDS,
     add,
@@ -76,6 +77,15 @@ async def read(store: Store, schedule_id: str = "nightly") -> Schedule:
 
 def tick_at(fire_time_ms: int, schedule_id: str = "nightly") -> NewTick:
     return NewTick(fire_time_ms, new_job(fire_time_ms, schedule_id=schedule_id))
+
+
+async def fires_overdue(store: Store, schedule_id: str, before_ms: int, limit: int) -> list[int]:
+    """Return when what is overdue fires, having seen that the jobs are those of the ticks."""
+    overdue = await store.overdue_ticks(schedule_id, before_ms, limit)
+    for _, job_id in overdue:
+        job = await row_of(store, job_id)
+        assert (job.schedule_id, job.state, job.attempt) == (schedule_id, State.SCHEDULED, 0)
+    return [fire_ms for fire_ms, _ in overdue]
 
 
 async def tick(
@@ -163,7 +173,7 @@ async def test_another_schedule_is_left_alone(store: Store) -> None:
     await put(store, spec=replace(HOURLY, jitter_ms=5))
     await store.delete_schedule("nightly", NOW)
     assert (await row_of(store, other.job.id)).state is State.SCHEDULED
-    assert await store.overdue_ticks("other", NOW + DAY, 10) == [NOW + HOUR]
+    assert await fires_overdue(store, "other", NOW + DAY, 10) == [NOW + HOUR]
 
 
 async def test_a_job_that_was_given_back_uncharged_is_unstarted_again(store: Store) -> None:
@@ -251,7 +261,7 @@ async def test_what_is_not_there_is_none(store: Store) -> None:
     assert await store.delete_schedule("ghost", NOW) is None
     assert await store.tick(ghost, NOW + 1, [job], [], 0, NOW) is None
     assert await store.get(job.job.id) is None
-    assert await store.overdue_ticks("ghost", NOW + DAY, 10) == []
+    assert await fires_overdue(store, "ghost", NOW + DAY, 10) == []
     await store.count_skipped("ghost", 1, 1, NOW)
     assert await store.schedules("", 10, None) == []
 
@@ -264,6 +274,16 @@ async def test_schedules_are_paged_by_id(store: Store) -> None:
     rest = await store.schedules(first[-1].id, 4, None)
     assert [schedule.id for schedule in first] == names[:4]
     assert [schedule.id for schedule in rest] == names[4:]
+
+
+async def test_a_page_of_schedules_ends_with_the_one_whose_args_fill_it(store: Store) -> None:
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        await put(store, name, replace(HOURLY, template=JobTemplate("t", args=LARGE)))
+    first = await store.schedules("", 9, None)
+    rest = await store.schedules(first[-1].id, 9, None)
+    assert [schedule.id for schedule in first] == names[:3]
+    assert [schedule.id for schedule in rest] == names[3:]
 
 
 async def test_schedules_may_be_limited_to_queues(store: Store) -> None:

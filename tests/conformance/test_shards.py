@@ -169,3 +169,41 @@ async def test_the_permits_of_who_left_count_until_its_shards_are_recovered(
     assert (given.permits, recovered) == (0, False)
     await peer.shards_recovered("second", shards)
     assert await peer.share_permits("second", [hungry], 0) == ([(5, 5, 5)], True)
+
+
+async def silent(store: Store, peer: Store, shards: int) -> None:
+    """Leave a member of the store that has fallen silent, with so many shards, and a living one."""
+    await store.put_queue(Queue("q", max_running=5))
+    for member in await store.members():
+        await store.leave(member.id)
+    await peer.join(Member("living", "", 0, shares=True), TTL)
+    await store.join(Member("silent", "", 0, shares=True), SOON)
+    await store.share_permits("silent", [PermitAsk("q", 5, 5)], 0)
+    await store.acquire_shards("silent", SOON, shards)
+
+    async def fell_silent() -> bool:
+        lives = [member.id for member in await peer.members()] == ["living"]
+        return lives and await owners(peer) == {}
+
+    await eventually(fell_silent)
+
+
+async def test_the_permits_of_who_fell_silent_count_until_it_is_counted_out(
+    store: Store, peer: Store
+) -> None:
+    await silent(store, peer, 0)
+    await peer.shards_recovered("living", await peer.acquire_shards("living", TTL))
+    hungry = PermitAsk("q", 0, 9)
+    [given], recovered = await peer.share_permits("living", [hungry], 0)
+    assert (given.permits, recovered) == (0, False)
+    await peer.join(Member("living", "", 0, shares=True), TTL)
+    assert await peer.share_permits("living", [hungry], 0) == ([(5, 5, 5)], True)
+
+
+async def test_the_shards_of_who_fell_silent_are_taken_once_it_is_counted_out(
+    store: Store, peer: Store
+) -> None:
+    await silent(store, peer, len(SHARDS) - 2)
+    assert sorted(await peer.acquire_shards("living", TTL)) == [6, 7]
+    await peer.join(Member("living", "", 0, shares=True), TTL)
+    assert sorted(await peer.acquire_shards("living", TTL)) == [0, 1, 2, 3, 4, 5]

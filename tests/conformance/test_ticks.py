@@ -16,7 +16,7 @@ from conformance.rows import (
     retry,
     row_of,
 )
-from conformance.test_schedules import HOURLY, put, read, tick, tick_at
+from conformance.test_schedules import HOURLY, fires_overdue, put, read, tick, tick_at
 
 from tickwheel.core.job import State
 from tickwheel.core.ports import Store
@@ -148,23 +148,23 @@ async def test_overdue_are_the_unstarted_occurrences_before_a_time(store: Store)
     await claim(store, ticks[2].job)
     await retry(store, await row_of(store, ticks[2].job.id), NOW + 3)
     await store.cancel(ticks[3].job.id, NOW, "cancelled")
-    assert await store.overdue_ticks("nightly", NOW + 9, 10) == [NOW + 4, NOW + 5]
-    assert await store.overdue_ticks("nightly", NOW + 10, 10) == [NOW + 4, NOW + 5, NOW + 9]
-    assert await store.overdue_ticks("nightly", NOW + 10, 2) == [NOW + 4, NOW + 5]
-    assert await store.overdue_ticks("nightly", NOW + 4, 10) == []
+    assert await fires_overdue(store, "nightly", NOW + 9, 10) == [NOW + 4, NOW + 5]
+    assert await fires_overdue(store, "nightly", NOW + 10, 10) == [NOW + 4, NOW + 5, NOW + 9]
+    assert await fires_overdue(store, "nightly", NOW + 10, 2) == [NOW + 4, NOW + 5]
+    assert await fires_overdue(store, "nightly", NOW + 4, 10) == []
 
 
 async def test_an_occurrence_is_known_by_its_nominal_time_not_its_jobs(store: Store) -> None:
     late = tick_at(NOW + 1)._replace(job=new_job(NOW + HOUR, schedule_id="nightly"))
     await tick(store, await put(store, spec=HOURLY), [late])
-    assert await store.overdue_ticks("nightly", NOW + 2, 10) == [NOW + 1]
+    assert await fires_overdue(store, "nightly", NOW + 2, 10) == [NOW + 1]
 
 
 async def test_a_rescheduled_occurrence_is_still_the_schedules(store: Store) -> None:
     written = tick_at(NOW + HOUR)
     schedule = await tick(store, await put(store), [written])
     await store.reschedule(written.job.id, NOW + 3 * DAY, NOW)
-    assert await store.overdue_ticks("nightly", NOW + DAY, 10) == [NOW + HOUR]
+    assert await fires_overdue(store, "nightly", NOW + DAY, 10) == [NOW + HOUR]
     drop = [NOW + HOUR]
     assert await store.tick(schedule, NOW + 2 * DAY, [], drop, 1, NOW + DAY) == []
     assert (await row_of(store, written.job.id)).reason == "misfire"

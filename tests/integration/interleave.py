@@ -30,7 +30,7 @@ class _Inside(Link):
     __slots__ = ()
 
     @asynccontextmanager
-    async def transaction(self):  # type: ignore[no-untyped-def]
+    async def transaction(self, lock_timeout_ms=None):  # type: ignore[no-untyped-def]
         yield
 
 

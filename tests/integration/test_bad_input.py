@@ -101,6 +101,28 @@ async def test_an_upgrade_is_not_made(protocol: bytes) -> None:
         assert len(await h.jobs()) == 1
 
 
+@pytest.mark.parametrize("expected", [b"anything", b"100-continue, more", b"200-ok"])
+async def test_what_else_is_expected_than_to_go_on_is_ignored(expected: bytes) -> None:
+    async with house() as h:
+        _, token = await h.add_key("submit")
+        lines = (TYPE, LENGTH, b"Expect: " + expected)
+        answer = await raw(h, head(*lines) + JOB)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b'"code":"unauthorized"' in answer
+        key = b"Authorization: Bearer " + token.encode()
+        assert (await raw(h, head(*lines, key) + JOB)).startswith(b"HTTP/1.1 201 ")
+
+
+async def test_who_expects_to_go_on_is_told_to() -> None:
+    async with house() as h:
+        request = head(TYPE, LENGTH, b"Expect: 100-Continue")
+        assert await raw(h, request, until=b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        answer = await raw(h, request + JOB)
+        assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 ")
+        older = await raw(h, request.replace(b"HTTP/1.1", b"HTTP/1.0") + JOB)
+        assert older.startswith(b"HTTP/1.0 201 ")
+
+
 NO_CRON = [
     "", "* * * *", "* * * * * * *", "@reboot", "@every 5s", "H/0 * * * *", "H(1-0) * * * *",
     "H(0-99999999) * * * *", "* * * * 5#6", "* * * * mon-", "-1 * * * *", "1e3 * * * *",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import os
 import pwd
@@ -184,6 +185,45 @@ def test_a_server_that_dies_is_started_again(data_dir: Path) -> None:
             assert await fetch(dsn, "SELECT n FROM t") == 42
 
     asyncio.run(main())
+
+
+def test_a_server_that_fails_to_start_for_long_is_tried_until_it_does(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    failures = 12
+
+    async def main() -> None:
+        looks = asyncio.Semaphore(0)
+
+        async def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            await looks.acquire()
+
+        postgres = EmbeddedPostgres(data_dir, sleep=pause)
+        dsn = await postgres.start()
+        await fetch(dsn, "CREATE TABLE t AS SELECT 42 AS n")
+        launch = postgres._launch
+
+        def launched() -> None:
+            if len(pauses) <= failures:
+                raise OSError(errno.ENOSPC, "no room")
+            launch()
+
+        monkeypatch.setattr(postgres, "_launch", launched)
+        first = postmaster(data_dir)
+        first.kill()
+        await eventually(lambda: not alive(first))
+        for _ in range(failures + 1):
+            looks.release()
+        await eventually(lambda: len(pauses) == failures + 2)
+        assert await fetch(dsn, "SELECT n FROM t") == 42
+        await postgres.stop()
+
+    asyncio.run(main())
+    assert pauses[:6] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0]
+    assert pauses[6:] == [*[10.0] * (failures - 5), 0.5]
+    assert caplog.text.count("no room") == failures
 
 
 def test_a_process_that_took_over_an_old_pid_is_not_mistaken_for_a_server(data_dir: Path) -> None:

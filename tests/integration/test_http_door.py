@@ -323,6 +323,33 @@ async def test_a_client_that_does_not_read_is_not_written_to_without_end(lane: W
         assert (await h.call("GET", "/healthz")).status == 200
 
 
+@pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["at its close", "while it is written"])
+async def test_who_does_not_read_its_answer_is_let_go(
+    size: int, lane: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "KEEPALIVE_SECONDS", 0.3)
+    async with house() as h:
+        for _ in range(10):
+            await h.submit(args={"a": "x" * (size // 10)}, delay_seconds=99)
+        lane.doors.clear()
+        name, port = h.url.removeprefix("http://").split(":")
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, (name, int(port)))
+            whole = get(path=b"/v1/jobs")
+            await loop.sock_sendall(sock, whole[:1])
+            await until(lambda: lane.doors)
+            (door,) = lane.doors
+            assert door._transport is not None
+            own = door._transport.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await loop.sock_sendall(sock, whole[1:])
+            await until(lambda: door._transport is None)
+        assert (await h.call("GET", "/healthz")).status == 200
+
+
 async def test_what_is_under_way_at_the_stop_is_answered(lane: Watch) -> None:
     store = Gated()
     async with house(store) as h:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from integration.http_house import House, Reply, house
 
-from tickwheel.server import answers, api_jobs
+from tickwheel.server import answers
+from tickwheel.storage import memory_jobs, memory_tables
 
 SEQ = count(1)
 
@@ -217,11 +218,43 @@ async def test_a_bad_redrive_is_422(body: dict[str, Any], pointer: str) -> None:
         assert (reply.status, reply.body["pointer"]) == (422, pointer)
 
 
+@pytest.mark.parametrize("rate", [1e-307, 1e-9])
+async def test_a_redrive_that_would_take_over_five_years_is_422_and_nothing_is_written(
+    rate: float,
+) -> None:
+    async with house() as h:
+        worker = await h.worker()
+        dead = [await kill(h, worker) for _ in range(2)]
+        body = {"limit": 2, "rate_per_second": rate}
+        reply = await h.call("POST", "/v1/dead-letters/redrive", body)
+        assert (reply.status, reply.code) == (422, "rate_out_of_range")
+        assert reply.body["pointer"] == "/rate_per_second"
+        left = (await h.call("GET", "/v1/dead-letters")).body["dead_letters"]
+        assert sorted(letter["id"] for letter in left) == sorted(dead)
+        assert len(await h.jobs()) == 2
+
+
+async def test_a_key_limited_to_queues_deletes_letters_of_these_and_reads_none() -> None:
+    async with house() as h:
+        worker = await h.worker(default=5, mine=5)
+        other, mine = await kill(h, worker), await kill(h, worker, queue="mine")
+        _, token = await h.add_key("manage", queues=["mine"])
+
+        async def dead_letters(*_: Any, **__: Any) -> Any:
+            raise AssertionError("nobody need read one")
+
+        h.store.dead_letters = dead_letters  # type: ignore[method-assign]
+        reply = await h.call("DELETE", "/v1/dead-letters", {"ids": [other, mine]}, token=token)
+        assert (reply.status, reply.body) == (200, {"deleted": 1})
+        assert await h.store.count_dead("default", 9) == 1
+        assert await h.store.count_dead("mine", 9) == 0
+
+
 @pytest.mark.parametrize(
     ("path", "rows", "bytes_max", "sizes"),
     [
-        ("/v1/jobs", "jobs", 2_500, [2, 2, 1]),
-        ("/v1/dead-letters", "dead_letters", 2_500, [2, 2, 1]),
+        ("/v1/jobs", "jobs", 2_500, [3, 2]),
+        ("/v1/dead-letters", "dead_letters", 2_500, [3, 2]),
         ("/v1/jobs", "jobs", 1, [1] * 5),
         ("/v1/dead-letters", "dead_letters", 1, [1] * 5),
     ],
@@ -229,7 +262,8 @@ async def test_a_bad_redrive_is_422(body: dict[str, Any], pointer: str) -> None:
 async def test_a_page_ends_early_at_its_bytes_and_the_next_goes_on_there(
     path: str, rows: str, bytes_max: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_jobs, "PAGE_BYTES_MAX", bytes_max)
+    for module in (memory_jobs, memory_tables):
+        monkeypatch.setattr(module, "PAGE_BYTES_MAX", bytes_max)
     async with house() as h:
         worker = await h.worker()
         killed = [await kill(h, worker, args={"a": "x" * 1_000}) for _ in range(5)]

@@ -115,6 +115,22 @@ async def test_schedules_are_listed_by_id_in_pages() -> None:
         assert seen == ids
 
 
+async def test_a_page_of_schedules_with_large_args_ends_early_and_the_next_goes_on_there() -> None:
+    async with house() as h:
+        ids = [f"s{n:02}" for n in range(36)]
+        body = {**DAILY, "job": {"task": "t", "args": {"a": "x" * 250_000}}}
+        for schedule_id in ids:
+            await h.call("PUT", f"/v1/schedules/{schedule_id}", body)
+        first = await h.call("GET", "/v1/schedules?limit=500")
+        assert len(first.raw) < 9 * 2**20
+        cursor = first.body["next_cursor"]
+        rest = (await h.call("GET", f"/v1/schedules?limit=500&cursor={cursor}")).body
+        assert len(first.body["schedules"]) == 34
+        listed = first.body["schedules"] + rest["schedules"]
+        assert [found["id"] for found in listed] == ids
+        assert rest["next_cursor"] is None
+
+
 async def test_a_deleted_schedule_is_gone() -> None:
     async with house() as h:
         await h.call("PUT", "/v1/schedules/daily", DAILY)

@@ -28,6 +28,7 @@ from conformance.rows import (
 
 from tickwheel.core.job import Job, JobFilter, NewJob, State
 from tickwheel.core.ports import NewTick
+from tickwheel.core.ports_cluster import Member
 from tickwheel.core.schedule import JobTemplate, Schedule, ScheduleSpec
 from tickwheel.storage import PostgresStore
 
@@ -246,6 +247,32 @@ async def test_who_counts_a_member_out_waits_for_its_claims_and_later_ones_claim
             )
             assert claimed == (claim_at < leave_at)
         assert waited
+
+
+async def test_who_takes_a_dead_members_shards_has_seen_all_its_claims(
+    postgres_dsn: str, schema: str
+) -> None:
+    async with opened(postgres_dsn, schema, 2) as house:
+        for order in orders(2):
+            await enroll(house.store, "boot-c")
+            await house.monitor.execute(
+                f"UPDATE {schema}.schedulers SET expires_at = '-infinity' WHERE id = 'boot-c';"
+                f"UPDATE {schema}.shards SET owner = 'boot-c', expires_at = '-infinity'"
+            )
+            job = await waiting(house.store)
+
+            async def take_over(store: PostgresStore) -> int:
+                await store.join(Member("boot-b", "", 0), HOUR)
+                return len(await store.acquire_shards("boot-b", HOUR))
+
+            calls = [claims(job, "boot-c"), take_over]
+            played = await play(house.sessions, calls, order, house.monitor)
+            (_, claim_at, over_at), (_, take_at, _) = (
+                [place for place, who in enumerate(order) if who == call] for call in (0, 1)
+            )
+            claimed, taken = played.answers
+            assert claimed == (claim_at < take_at), order
+            assert taken == (0 if claim_at < take_at < over_at else 8), order
 
 
 async def test_a_shard_is_taken_over_once(postgres_dsn: str, schema: str) -> None:

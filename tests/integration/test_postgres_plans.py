@@ -214,6 +214,21 @@ async def test_a_list_walks_the_primary_key_backwards(
     assert (read["Index Name"], read["Scan Direction"]) == (f"{PARTITION}_pkey", "Backward")
 
 
+@pytest.mark.parametrize("name", ["dead_letters", "count_letters"])
+async def test_letters_that_are_named_are_found_by_their_ids(
+    postgres_dsn: str, crowded: str, name: str
+) -> None:
+    plan = await generic_plan(postgres_dsn, crowded, name)
+    reads = {node.get("Index Name"): node for node in plan if "Relation Name" in node}
+    assert reads.pop("dead_letters_pkey")["Index Cond"].startswith("(id = ANY (")
+    [gate] = [node["One-Time Filter"] for node in plan if "One-Time Filter" in node]
+    assert gate.endswith("IS NULL)")
+    if name == "dead_letters":
+        [(index, others)] = reads.items()
+        assert (index, others["Scan Direction"]) == ("dead_letters_by_time", "Backward")
+        assert others["Index Cond"].startswith("(ROW(died_at, id) < ")
+
+
 async def test_the_path_of_a_job_works_among_many_partitions(store: PostgresStore) -> None:
     early, late = new_job(NOW - 20 * DAY), new_job(NOW + 90 * DAY)
     job = new_job()

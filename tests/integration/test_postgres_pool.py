@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
+from chaos.proxy import Proxy
 from conformance.rows import (
     ANY,
     DAY,
@@ -25,7 +28,9 @@ from conformance.rows import (
 from tickwheel.core.errors import InvalidRequest, OutcomeUnknown, Unavailable
 from tickwheel.core.job import Submission
 from tickwheel.storage import PostgresStore
+from tickwheel.storage import link as link_module
 from tickwheel.storage import pool as pool_module
+from tickwheel.storage.embedded_dir import PORT
 from tickwheel.storage.link import Link, connect
 
 from .postgres_kit import new_schema, no_pause, opened, query
@@ -60,6 +65,34 @@ async def test_a_server_that_falls_silent_is_hung_up_on(
         os.kill(pid, signal.SIGCONT)
     assert claimed.attempt == 1
     await store.close()
+
+
+async def test_a_server_that_falls_silent_while_a_connection_is_set_up_is_hung_up_on(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [host] = parse_qs(urlsplit(postgres_dsn).query)["host"]
+    proxy = Proxy(f"{host}/.s.PGSQL.{PORT}")
+    await proxy.start()
+    made: list[Any] = []
+
+    def freeze(connection: Any) -> None:
+        made.append(connection)
+        proxy.freeze("up", "down")
+
+    dsn = f"postgresql://tickwheel@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
+    pool = pool_module.Pool(dsn, 1, random.Random(0), no_pause)
+    with monkeypatch.context() as patched:
+        # What comes first after the server has said that it is ready.
+        patched.setattr(link_module, "_keep_alive", freeze)
+        patched.setattr(link_module, "CONNECT_SECONDS_MAX", 0.5)
+        async with asyncio.timeout(20):
+            with pytest.raises(Unavailable):
+                await pool.run(lambda link: link.value("SELECT 1"), attempts_max=2)
+    assert [connection.is_closed() for connection in made] == [True]
+    proxy.thaw()
+    assert await pool.run(lambda link: link.value("SELECT 1")) == 1
+    await pool.close()
+    await proxy.stop()
 
 
 async def test_a_session_that_the_server_ended_while_idle_is_replaced(
@@ -213,13 +246,16 @@ async def test_a_new_timeline_raises_tokens_and_drops_older_connections(
         timeline = 2
         await store._pool.run(use)
         assert [link.timeline for link in store._pool._idle] == [2]
-        assert old.generation != store._pool._generation
+        assert old.generation != store._pool._primary.generation
 
     async def use(link: Any) -> None:
         assert link.timeline == 2
 
     await store._pool.run(old_and_new)
     assert (await claim(store, after)).fencing_token == (2 << 32) + 1
+    timeline = 1
+    with pytest.raises(Unavailable, match="timeline 1"):
+        await store.check()
     await store.close()
 
 

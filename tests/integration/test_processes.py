@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from integration.cluster import TICKWHEEL, free_port
 
 from tickwheel.server import processes
 from tickwheel.server.serve import CannotStart, ServeOptions
@@ -89,14 +91,15 @@ async def test_where_one_cannot_start_the_others_end(started: Callable[[str], Pa
 
 _PARENT = """
 from tickwheel.server import processes, serve
+processes.AGAIN_SECONDS = 0.01
 processes._PROGRAM = {program!r}
 serve.run(serve.ServeOptions(dsn="postgresql://nobody@127.0.0.1:1/x", port=7001, processes=2))
 """
 
 
-def test_a_second_signal_ends_them_all_at_once(started: Callable[[str], Path]) -> None:
-    ignoring = "signal.signal(signal.SIGTERM, lambda *_: print('draining', file=sys.stderr))"
-    path = started(f"{ignoring}\nprint('listening', flush=True)\nwhile True: signal.pause()")
+@contextlib.contextmanager
+def _parent(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A parent in a process of its own, of two children that listen; in the end none is left."""
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT.format(program=processes._PROGRAM)],
         stdout=subprocess.PIPE,
@@ -107,14 +110,88 @@ def test_a_second_signal_ends_them_all_at_once(started: Callable[[str], Path]) -
     assert parent.stderr is not None
     try:
         assert [parent.stdout.readline() for _ in range(2)] == ["listening\n"] * 2
-        parent.send_signal(signal.SIGTERM)
-        assert [parent.stderr.readline() for _ in range(2)] == ["draining\n"] * 2
-        parent.send_signal(signal.SIGTERM)
-        parent.communicate(timeout=20)  # both pipes end when nobody has them any more
-        assert parent.returncode == 1
+        yield parent
     finally:
         parent.kill()
         for pid in _pids(path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        parent.communicate()
+        parent.wait()
+        for pipe in (parent.stdout, parent.stderr):
+            pipe.close()
+
+
+def test_a_second_signal_ends_them_all_at_once(started: Callable[[str], Path]) -> None:
+    ignoring = "signal.signal(signal.SIGTERM, lambda *_: print('draining', file=sys.stderr))"
+    path = started(f"{ignoring}\nprint('listening', flush=True)\nwhile True: signal.pause()")
+    with _parent(path) as parent:
+        assert parent.stderr is not None
+        parent.send_signal(signal.SIGTERM)
+        assert [parent.stderr.readline() for _ in range(2)] == ["draining\n"] * 2
+        parent.send_signal(signal.SIGTERM)
+        parent.communicate(timeout=20)  # both pipes end when nobody has them any more
+        assert parent.returncode == 1
+
+
+def test_children_end_as_by_a_signal_when_their_parent_is_gone(
+    started: Callable[[str], Path],
+) -> None:
+    path = started(
+        "from tickwheel.server.orphans import end_with_parent\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('drained'))\n"
+        "end_with_parent()\n"
+        "print('listening', flush=True); signal.pause()"
+    )
+    with _parent(path) as parent:
+        parent.kill()
+        # The children have its standard error, too: it ends with the last of them.
+        assert parent.communicate(timeout=20) == ("", "drained\n" * 2)
+
+
+def test_after_a_kill_of_the_parent_the_next_start_finds_the_ports_free(
+    postgres_dsn: str, schema: str
+) -> None:
+    options = ["--processes", "2", "--port", str(free_port(2)), "--schema", schema]
+    for _ in range(2):
+        parent = subprocess.Popen(
+            [*TICKWHEEL, "serve", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"TICKWHEEL_DSN": postgres_dsn},
+        )
+        assert parent.stdout is not None
+        said = [parent.stdout.readline().split()[:1] for _ in range(2)]
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        try:
+            assert said == [[b"listening"]] * 2
+            parent.kill()
+            parent.communicate(timeout=30)
+        finally:
+            for pid in (parent.pid, *map(int, children)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            parent.communicate()
+
+
+def test_children_are_looked_after_also_when_nobody_reads_what_they_say(
+    started: Callable[[str], Path],
+) -> None:
+    path = started(
+        "print('listening', flush=True)\n"
+        "with file.with_suffix('.said').open('a') as said:\n"
+        "    said.write('x')\n"
+        "signal.pause()"
+    )
+    with _parent(path) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        parent.stdout.close()
+        for count in (3, 4):
+            os.kill(_pids(path)[-1], signal.SIGKILL)
+            assert parent.stderr.readline() == "tickwheel: a scheduler ended (-9); again\n"
+            while len(path.with_suffix(".said").read_text()) < count:
+                time.sleep(0.01)
+        parent.terminate()
+        assert parent.wait(20) == 0
+        assert len(_pids(path)) == 4
+        _none_left(path)

@@ -8,7 +8,9 @@ import re
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,24 +33,33 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cert.pem"
 
 
-@pytest.fixture
-def url(postgres_dsn: str, certificate: Path, tmp_path: Path, schema: str) -> Iterator[str]:
+@contextmanager
+def serving(
+    dsn: str, certificate: Path, folder: Path, schema: str, command: Sequence[str] = TICKWHEEL
+) -> Iterator[str]:
+    """A server that speaks TLS, by its URL."""
     key = certificate.with_name("key.pem")
-    options = ["--port", "0", "--dsn", postgres_dsn, "--schema", schema]
+    options = ["--port", "0", "--dsn", dsn, "--schema", schema]
     options += ["--tls-cert", str(certificate), "--tls-key", str(key)]
-    with (tmp_path / "log").open("wb") as log:
+    with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*TICKWHEEL, "serve", *options], stdout=subprocess.PIPE, stderr=log
+            [*command, "serve", *options], stdout=subprocess.PIPE, stderr=log
         )
     assert process.stdout is not None
     with process.stdout:
         try:
             found = re.match(rb"listening on (https://\S+)", process.stdout.readline())
-            assert found is not None, (tmp_path / "log").read_text()
+            assert found is not None, (folder / "log").read_text()
             yield found[1].decode()
         finally:
             process.terminate()
             assert process.wait(30) == 0
+
+
+@pytest.fixture
+def url(postgres_dsn: str, certificate: Path, tmp_path: Path, schema: str) -> Iterator[str]:
+    with serving(postgres_dsn, certificate, tmp_path, schema) as url:
+        yield url
 
 
 async def test_a_job_goes_all_the_way_over_tls(
@@ -90,6 +101,32 @@ async def test_plain_http_and_old_tls_get_nothing(url: str) -> None:
         pytest.raises((ssl.SSLError, ConnectionError)),
     ):
         context.wrap_socket(raw)
+
+
+HURRIED = """
+import sys
+from tickwheel.client.cli import main
+from tickwheel.server import serve
+serve.HANDSHAKE_SECONDS_MAX = 0.3
+sys.exit(main())
+"""
+
+
+async def test_who_says_nothing_is_not_waited_for(
+    postgres_dsn: str, certificate: Path, tmp_path: Path, schema: str
+) -> None:
+    command = (sys.executable, "-c", HURRIED)
+    with serving(postgres_dsn, certificate, tmp_path, schema, command) as url:
+        port = int(url.rsplit(":", 1)[1])
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        async with asyncio.timeout(10):
+            for reader, writer in silent:
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+                writer.close()
+        trusted = ssl.create_default_context(cafile=certificate)
+        _, writer = await asyncio.open_connection("localhost", port, ssl=trusted)
+        writer.close()
 
 
 def test_a_wrong_certificate_is_told_in_a_line(certificate: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+from conformance.rows import eventually
 
-from tickwheel.core import Scheduler, Settings, State
+from tickwheel.core import Scheduler, Settings, State, Unavailable
 from tickwheel.core.ids import scheduled_at_of, shard_of
 from tickwheel.storage import PostgresStore
 
@@ -104,6 +105,25 @@ async def test_a_queues_defaults_hold(postgres_dsn: str) -> None:
         await scheduler.queues.put(Queue("q", priority=8, max_attempts=3))
         job = await scheduler.jobs.get(await store.submit(connection, "later", queue="q", delay=60))
         assert (job.priority, job.max_attempts) == (8, 3)
+
+
+async def test_a_transaction_that_stays_open_holds_up_its_own_new_lane_alone(
+    postgres_dsn: str,
+) -> None:
+    async with _running(postgres_dsn) as (scheduler, store, connection, _):
+
+        async def waits() -> bool:
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            return bool(await query(postgres_dsn, f"{waiting} AND query LIKE '%queues%'"))
+
+        async with asyncio.timeout(8), connection.transaction():
+            await store.submit(connection, "note", queue="held")
+            held = asyncio.ensure_future(scheduler.submit("note", queue="held"))
+            await eventually(waits)
+            await scheduler.submit("note", queue="free")
+            with pytest.raises(Unavailable, match="'held'"):
+                await held
+        await scheduler.submit("note", queue="held")
 
 
 @pytest.mark.parametrize(

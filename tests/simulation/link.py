@@ -32,6 +32,7 @@ _READS: Final = frozenset(
         "active_jobs",
         "check",
         "count_dead",
+        "count_letters",
         "count_waiting",
         "dead_letters",
         "due_schedules",

@@ -116,7 +116,7 @@ class TicksTwice(MemoryStore):
         missed: int,
         now_ms: int,
     ) -> list[NewTick] | None:
-        self._tables.ticks[schedule.id].clear()
+        self._tables.ticks.get(schedule.id, {}).clear()
         cursor_ms = min(cursor_ms, now_ms)
         return await super().tick(schedule, cursor_ms, ticks, drop_fire_times_ms, missed, now_ms)
 

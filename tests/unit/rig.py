@@ -63,8 +63,9 @@ class Faulty:
             if self.down and name != "close":
                 raise Unavailable("down")
             answer = await method(*args, **options)
-            if isinstance(answer, list):
-                self.rows[name] += len(answer)
+            rows = answer[0] if isinstance(answer, tuple) else answer
+            if isinstance(rows, list):
+                self.rows[name] += len(rows)
             if name in self.late:
                 await self.late[name].wait()
             if name in self.lost:

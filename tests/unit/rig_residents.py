@@ -37,7 +37,7 @@ def again(seen: Waiting, *, run_at_ms: int | None = None, token: int | None = No
 
 def residents_of(lane: str = "5/q", cursor_ms: int = NOW + 300_000) -> Residents:
     residents = Residents(LeaseTable(0), NOW)
-    residents.own(dict.fromkeys(range(SHARDS), 1), NOW)
+    residents.own(range(SHARDS), NOW)
     residents.lane(lane).cursor = (cursor_ms, ID_LAST)
     return residents
 

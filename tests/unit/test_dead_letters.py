@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from unit.rig import Hand, scheduler_on, state_of, store_of, submit
+import math
+from collections.abc import Sequence
 
-from tickwheel.core import InvalidRequest, JobFilter, JobOptions, Scheduler, State
+import pytest
+from unit.rig import Hand, faulty, scheduler_on, state_of, store_of, submit
+
+from tickwheel.core import InvalidRequest, JobFilter, JobOptions, Scheduler, State, Unavailable
+from tickwheel.core.job import NewJob
 from tickwheel.core.protocol import Outcome
 from tickwheel.core.testing import VirtualClock, run
 
@@ -67,6 +71,44 @@ def test_a_redrive_keeps_to_its_filter_limit_and_ids() -> None:
     run(scenario)
 
 
+def test_a_redrive_reads_the_letters_that_it_takes_and_counts_the_others() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            dead = await bury(scheduler, 2_000)
+            letters = scheduler.dead_letters
+            redriven, remaining = await letters.redrive(JobFilter(), limit=500, ids=dead[7:8])
+            assert ([old for old, _ in redriven], remaining) == (dead[7:8], 0)
+            assert store.rows["dead_letters"] == 1
+            redriven, remaining = await letters.redrive(JobFilter(), limit=2)
+            assert (len(redriven), remaining) == (2, 1_997)
+            assert store.rows["dead_letters"] == 3
+
+    run(scenario)
+
+
+def test_a_redrive_whose_store_is_lost_midway_tells_what_was_done() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        redrive = store._store.redrive
+
+        async def last(pairs: Sequence[tuple[str, NewJob]]) -> list[bool]:
+            answer = await redrive(pairs)
+            store.down = True
+            return answer
+
+        store._store.redrive = last  # type: ignore[method-assign]
+        async with scheduler_on(store, clock) as scheduler:
+            await bury(scheduler, 700)
+            redriven, remaining = await scheduler.dead_letters.redrive(JobFilter(), limit=600)
+            assert (len(redriven), remaining) == (500, 200)
+            with pytest.raises(Unavailable):
+                await scheduler.dead_letters.redrive(JobFilter(), limit=600)
+            store.down = False
+
+    run(scenario)
+
+
 def test_a_dry_run_tells_and_changes_nothing() -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with scheduler_on(store_of(clock), clock) as scheduler:
@@ -103,6 +145,9 @@ def test_a_rate_spreads_the_new_jobs_over_time() -> None:
         {"limit": 100_001},
         {"limit": 1, "rate_per_second": 0.0},
         {"limit": 1, "rate_per_second": -1.0},
+        {"limit": 1, "rate_per_second": 1e-307},
+        {"limit": 200, "rate_per_second": 1e-6},
+        {"limit": 1, "rate_per_second": math.nan},
     ],
 )
 def test_a_redrive_out_of_range_is_refused(arguments: dict[str, float]) -> None:

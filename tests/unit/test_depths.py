@@ -24,7 +24,7 @@ class Counts:
 
 def depths_of() -> tuple[Depths, Residents, Counts]:
     residents = Residents(LeaseTable(0), NOW)
-    residents.own({0: 1}, NOW)
+    residents.own([0], NOW)
     counts = Counts()
     store: JobStore = counts  # type: ignore[assignment]
     return Depths(residents, store), residents, counts

@@ -42,6 +42,7 @@ class Wire(asyncio.Transport):
         self.written: list[bytes] = []
         self.states: list[bool] = []
         self.closed = False
+        self.aborted = False
 
     def write(self, data: Any) -> None:
         self.written.append(bytes(data))
@@ -54,6 +55,9 @@ class Wire(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 class Lane:
@@ -316,3 +320,39 @@ async def test_a_connection_is_not_closed_while_aiohttp_has_a_request_to_answer(
     rig.usual(head() + BODY)
     rig.timers.move(80)
     assert rig.wire.closed
+
+
+@pytest.mark.parametrize("way", ["lane", "usual"])
+async def test_a_client_that_does_not_read_for_so_long_is_let_go(way: str) -> None:
+    rig = Rig()
+    rig.usual(head() + BODY)
+    rig.timers.move(50)
+    if way == "lane":
+        assert rig.express()
+        await rig.done()
+    else:
+        rig.door.began()
+    rig.door.pause_writing()
+    rig.timers.move(74)
+    assert (rig.wire.closed, rig.wire.aborted) == (False, False)
+    rig.timers.move(2)
+    assert rig.wire.aborted
+
+
+async def test_a_client_that_reads_again_in_time_is_not_let_go() -> None:
+    rig = Rig()
+    rig.door.began()
+    for _ in range(3):
+        rig.door.pause_writing()
+        rig.timers.move(70)
+        rig.door.resume_writing()
+    rig.timers.move(200)
+    assert (rig.wire.closed, rig.wire.aborted) == (False, False)
+
+
+async def test_a_connection_whose_last_bytes_nobody_takes_does_not_stay_closed_for_ever() -> None:
+    rig = Rig()
+    rig.timers.move(76)
+    assert (rig.wire.closed, rig.wire.aborted) == (True, False)
+    rig.timers.move(75)
+    assert rig.wire.aborted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from unit.rig import (
     MINUTE,
     SECOND,
@@ -231,5 +232,64 @@ def test_without_a_store_the_gate_waits_and_then_decides() -> None:
             store.down = False
             assert len(await hand.poll(5_000)) == 1
             assert await counters(scheduler) == (1, 0, 0)
+
+    run(scenario)
+
+
+def test_what_waits_for_a_worker_is_not_late_when_the_next_one_is() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            await scheduler.schedules.put("s", every(10 * SECOND, "skip"))
+            await asyncio.sleep(19)
+            store.down = True
+            await asyncio.sleep(4)
+            store.down = False
+            await asyncio.sleep(2)
+            hand = await Hand(scheduler).join()
+            [first] = await hand.poll(3_000)
+            assert first.run_at_ms == START_MS + 10 * SECOND
+            assert await counters(scheduler) == (1, 1, 0)
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_what_is_buffered_is_not_late_when_the_next_one_is() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.schedules.put("s", every(10 * SECOND, "buffer_one"))
+            [first] = await hand.poll(15_000)
+            await asyncio.sleep(19)
+            store.down = True
+            await asyncio.sleep(4)
+            store.down = False
+            await asyncio.sleep(2)
+            await hand.report(first)
+            [second] = await hand.poll(3_000)
+            assert second.run_at_ms == START_MS + 20 * SECOND
+            assert await counters(scheduler) == (2, 1, 0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("horizon_ms", [10_000, 300_000])
+def test_after_an_outage_the_latest_runs_whether_it_was_made_before_or_not(horizon_ms: int) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock, horizon_ms=horizon_ms) as scheduler:
+            await scheduler.schedules.put("s", every(4 * SECOND, "skip"))
+            await asyncio.sleep(1)
+            store.down = True
+            await asyncio.sleep(29)
+            store.down = False
+            await asyncio.sleep(1.5)
+            hand = await Hand(scheduler).join()
+            [only] = await hand.poll(100)
+            assert only.run_at_ms >= START_MS + 28 * SECOND
+            assert await counters(scheduler) == (1, 0, 6)
+            books_balance(scheduler)
 
     run(scenario)

@@ -115,6 +115,24 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_drained() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_job_of_a_default_priority_that_was_not_known_here_is_found_after_a_restart(
+    key: str | None,
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as first:
+            await asyncio.sleep(0.1)
+            await store.put_queue(Queue("q", priority=3))
+            spec = JobSpec("t", queue="q", delay_ms=5_000, idempotency_key=key)
+            [job] = await first.jobs.submit([spec])
+        async with scheduler_on(store, clock) as second:
+            [lease] = await (await Hand(second, {"q": 1}).join()).poll(10_000)
+            assert lease.id == job.id
+
+    run(scenario)
+
+
 def test_after_a_restart_a_full_queue_is_counted_once() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock)

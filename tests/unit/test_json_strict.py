@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -50,6 +51,32 @@ REFUSED = {
 def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidJSON):
         wire.check_json(body)
+
+
+_MANY = b"[{}" + b",{}" * (8 * 1024 * 1024 // 3 - 10) + b"]"
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b'{"a":"\\u003a","b":%b}' % _MANY, TooLarge),
+        (b'{"a":1,"a":"\\u003A","b":%b}' % _MANY, TooLarge),
+        (b'{"a":1,"a":%b}' % _MANY, InvalidJSON),
+        (b'{"a":1,"b":2,"b":3,"a":"\\u003a","c":%b}' % _MANY, InvalidJSON),
+    ],
+    ids=["escape", "double hidden by it", "double", "doubles not hidden by it"],
+)
+def test_the_proof_that_no_name_is_there_twice_takes_bounded_time(
+    body: bytes, error: type[Exception]
+) -> None:
+    before = time.process_time()
+    with pytest.raises(error):
+        wire.check_json(body)
+    assert time.process_time() - before < 0.5
+
+
+def test_a_large_document_is_strict_json_if_it_has_no_escaped_colon() -> None:
+    wire.check_json(b'{ "a": "\\u003c", "b": %b}' % _MANY)
 
 
 def test_where_json_is_broken_is_told() -> None:

@@ -27,6 +27,7 @@ from tickwheel.core import (
     State,
 )
 from tickwheel.core.local import ms_of, spec_of
+from tickwheel.core.schedule import JobTemplate
 from tickwheel.core.testing import START_MS, VirtualClock, run
 from tickwheel.storage import MemoryStore
 
@@ -276,3 +277,33 @@ def test_instants_are_rounded_up_and_need_a_zone() -> None:
     assert ms_of(at + timedelta(seconds=1)) == START_MS + SECOND
     with pytest.raises(InvalidRequest, match="time zone"):
         ms_of(datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "pointer"),
+    [
+        ({"priority": 15}, "/priority"),
+        ({"priority": 10}, "/priority"),
+        ({"max_attempts": 0}, "/max_attempts"),
+        ({"delay": -1}, "/delay"),
+        ({"queue": "../q"}, "/queue"),
+    ],
+)
+def test_a_task_whose_defaults_can_never_work_is_refused_when_it_is_registered(
+    defaults: dict[str, Any], pointer: str
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+
+            async def handler() -> None: ...
+
+            with pytest.raises(InvalidRequest) as refused:
+                scheduler.task("t", **defaults)(handler)
+            assert refused.value.pointer == pointer
+            with pytest.raises(TypeError):
+                scheduler.task("t", unknown=1)
+            # Nothing of it is known: a schedule of the same name has none of these defaults.
+            schedule = await scheduler.schedule("s", interval=10, task="t")
+            assert schedule.spec.template == JobTemplate("t")
+
+    run(scenario)

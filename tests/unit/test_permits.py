@@ -123,6 +123,51 @@ def test_two_schedulers_never_run_more_than_the_limit_and_use_all_of_it() -> Non
     run(scenario)
 
 
+def test_a_job_of_a_limited_queue_starts_when_its_permit_is_there() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=8)
+        await limited(store, 3)
+        first, second = cluster(store, clock)
+        async with first, second:
+            await until(lambda: len(second._kernel.residents.shards) == 4)
+            hand = await Hand(first).join()
+            for _ in range(5):
+                await asyncio.sleep(3.21)
+                await submit(first)
+                await hand.work(1)
+            assert max(hand.lags) < 50
+
+    run(scenario)
+
+
+def test_what_another_scheduler_pauses_or_resumes_holds_here_at_once() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock, shards=8)
+        await store.put_queue(Queue("default"))
+        first, second = cluster(store, clock)
+        async with first, second:
+            await until(lambda: len(second._kernel.residents.shards) == 4)
+            hand = await Hand(first).join()
+            for seconds in (1.23, 1.51, 1.79):
+                await second.queues.pause("default")
+                await asyncio.sleep(2)
+                await submit(first)
+                poll = asyncio.create_task(hand.poll(20_000))
+                await asyncio.sleep(seconds)
+                resumed_ms = clock.now_ms()
+                await second.queues.resume("default")
+                await hand.report(*await poll)
+                assert clock.now_ms() - resumed_ms < 200
+            await submit(first, delay_ms=60)
+            poll = asyncio.create_task(hand.poll(5_000))
+            await until(lambda: len(first._kernel.leases) == 1)
+            await second.queues.pause("default")
+            assert await poll == []
+            assert not first._kernel.leases.all()
+
+    run(scenario)
+
+
 def test_what_ran_at_a_dead_scheduler_counts_until_its_shards_are_recovered() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock, shards=8)
@@ -161,6 +206,26 @@ def test_a_scheduler_that_is_alone_needs_no_permits() -> None:
             assert len(await hand.poll()) == 2
             await asyncio.sleep(5)
             assert not store.calls["share_permits"]
+
+    run(scenario)
+
+
+def test_who_was_about_to_share_and_is_alone_again_needs_no_permits() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        await store.put_queue(Queue("default", max_running=2))
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler, 5)
+            first = await hand.poll()
+            await store.join(Member("other", "", 0), HOUR_MS)
+            store.lost.add("share_permits")
+            with pytest.raises(Unavailable):
+                await scheduler._ownership.keep()
+            await store.leave("other")
+            await asyncio.sleep(10)
+            await hand.report(*first)
+            assert len(await hand.poll()) == 2
 
     run(scenario)
 
@@ -206,6 +271,7 @@ def test_the_permits_of_who_still_owns_a_shard_count_though_it_is_counted_out() 
         await store.shards_recovered("a", shards)
         await store.share_permits("a", [PermitAsk("default", 5, 5)], 0)
         await asyncio.sleep(2)
+        await store.join(Member("b", "", 0, shares=True), HOUR_MS)
         ask = PermitAsk("default", 0, 5)
         assert await store.share_permits("b", [ask], 0) == ([(0, 3, 0)], False)
 
@@ -216,7 +282,9 @@ async def test_attempts_given_away_count_while_the_store_may_call_their_shards_o
     async def share(asks: Sequence[PermitAsk]) -> tuple[list[Grant], bool]:
         return [Grant(10, 10, 10) for _ in asks], True
 
-    permits = Permits(share, lambda: [Queue("q", max_running=10)], lambda _: 0, lambda _: 5)
+    permits = Permits(
+        share, lambda: [Queue("q", max_running=10)], lambda _: 0, lambda _: 5, lambda: None
+    )
     permits.give_away(["q", "q"])
     permits.unreleased = True
     await permits.ask()
@@ -234,7 +302,9 @@ async def test_a_grant_that_was_under_way_when_all_were_forgotten_does_not_count
         await go_on.wait()
         return [Grant(10, 10, 10) for _ in asks], True
 
-    permits = Permits(share, lambda: [Queue("q", max_running=10)], lambda _: 0, lambda _: 5)
+    permits = Permits(
+        share, lambda: [Queue("q", max_running=10)], lambda _: 0, lambda _: 5, lambda: None
+    )
     permits.alone = False
     asking = asyncio.create_task(permits.ask())
     await asyncio.sleep(0)
@@ -254,7 +324,9 @@ class Book:
         self.ready = 0
         self.rows: dict[str, int] = {}
         self.lost = False
-        self.permits = Permits(self._share, self._queues, lambda _: 0, lambda _: self.ready)
+        self.permits = Permits(
+            self._share, self._queues, lambda _: 0, lambda _: self.ready, lambda: None
+        )
         self.permits.alone = False
 
     def _queues(self) -> list[Queue]:

@@ -131,7 +131,7 @@ def test_another_shard_catches_up_and_the_others_stay_loaded() -> None:
     residents = residents_of()
     lane = residents.lane("5/q")
     before = lane.cursor
-    residents.own({SHARDS: 1}, NOW)
+    residents.own([SHARDS], NOW)
     assert (lane.cursor, lane.complete, lane.gained) == (before, CURSOR_START, {SHARDS})
     assert residents.is_behind(Queue("q", priorities=1 << 5), NOW)
     residents.disown([SHARDS])
@@ -156,6 +156,19 @@ def test_a_job_that_was_taken_expires_no_more() -> None:
     residents.admit(job(NOW, expires_ms=NOW + 10))
     residents.take("q", 1)
     assert residents.expired(NOW + 99) == []
+
+
+@pytest.mark.parametrize("later_ms", [NOW + 500, 0])
+def test_a_deadline_that_was_moved_before_anybody_looked_is_not_past(later_ms: int) -> None:
+    residents = residents_of()
+    late = job(NOW + 900, expires_ms=NOW)
+    moved = (*late[:5], later_ms, *late[6:])
+    residents.admit(late)
+    residents.evict(late[0])
+    residents.admit(moved)
+    assert residents.expired(NOW + 499) == []
+    assert residents.expired(NOW + 500) == ([moved] if later_ms else [])
+    assert balanced(residents)
 
 
 def test_turned_back_nothing_is_due_or_expired_before_its_time() -> None:

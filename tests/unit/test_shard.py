@@ -20,7 +20,7 @@ def put(shard: Shard, each: Waiting) -> bool:
 
 
 def test_a_job_that_is_due_has_fired_and_any_other_waits() -> None:
-    shard = Shard(3, 1, 1_000)
+    shard = Shard(3, 1_000)
     assert put(shard, job("past", 999))
     assert put(shard, job("now", 1_000))
     assert not put(shard, job("next", 1_001))
@@ -30,7 +30,7 @@ def test_a_job_that_is_due_has_fired_and_any_other_waits() -> None:
 
 
 def test_evicting_tells_whether_the_job_had_fired() -> None:
-    shard = Shard(0, 1, 0)
+    shard = Shard(0, 0)
     for name, at_ms in (("a", 0), ("b", 5), ("c", 9)):
         put(shard, job(name, at_ms))
     shard.fire(5)
@@ -59,7 +59,7 @@ def test_every_job_fires_at_its_time_in_order_whatever_the_shards_offset(
     number: int, times: list[int], looks: list[int]
 ) -> None:
     start = 1_700_000_000_000
-    shard = Shard(number, 1, start)
+    shard = Shard(number, start)
     fired = [
         each for place, at in enumerate(times) if put(shard, each := job(str(place), start + at))
     ]
@@ -79,7 +79,7 @@ def test_every_job_fires_at_its_time_in_order_whatever_the_shards_offset(
 
 
 def test_turned_back_it_fires_again_what_is_due_even_so() -> None:
-    shard = Shard(1, 1, 0)
+    shard = Shard(1, 0)
     for name, at_ms in (("a", 10), ("b", 100)):
         put(shard, job(name, at_ms))
     shard.fire(500)

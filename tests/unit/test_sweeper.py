@@ -372,3 +372,44 @@ def test_what_runs_of_a_queue_that_is_new_is_known_before_its_shards_are_called_
             assert len(second._kernel.leases) == 1
 
     run(scenario)
+
+
+def test_what_was_sent_by_a_clock_that_was_ahead_is_known_once_its_shard_is_recovered() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock) as first:
+            [job_id] = await submit(first, 1, delay_ms=900)
+            await store.join(Member("ahead", "", 0), 10)
+            waiting = store._tables.jobs[job_id].waiting
+            [row] = await store.claim([waiting], ["w"], "ahead", clock.now_ms() + 900)
+            assert row is not None
+        await asyncio.sleep(0.02)  # counted no more
+        async with scheduler_on(store, clock) as second:
+            kernel = second._kernel
+            await until(lambda: len(kernel.residents.shards) == 4 and kernel.recovered)
+            assert clock.now_ms() < waiting[2] - 40
+            assert kernel.leases.get(job_id) is not None
+
+    run(scenario)
+
+
+def test_a_count_that_takes_long_holds_up_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        scheduler = scheduler_on(store_of(clock), clock)
+        counting = asyncio.Event()
+
+        async def hangs(_: int) -> None:
+            counting.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(scheduler._kernel.depths, "recount", hangs)
+        async with scheduler:
+            hand = await Hand(scheduler).join()
+            await counting.wait()
+            await submit(scheduler)
+            await hand.work(1)
+            job_id = await append_unheard(scheduler, clock.now_ms())
+            [lease] = await hand.poll(10_000)
+            assert lease.id == job_id
+
+    run(scenario)

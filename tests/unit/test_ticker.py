@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,8 +112,8 @@ def test_a_catch_up_that_was_overtaken_is_tried_again() -> None:
             return None if len(tries) == 1 else await tick(*args)
 
         store.tick = overtaken  # type: ignore[method-assign, assignment]
-        dropped = await second._ticker.catch_up("s")
-        assert len(dropped) == 3
+        await second._ticker.catch_up("s")
+        assert (await second.schedules.get("s")).missed == 3
         assert len(tries) == 2
         await second.stop()
 
@@ -139,5 +140,38 @@ def test_more_schedules_than_a_page_are_all_materialised() -> None:
             await hand.work(600)
             assert {lease.schedule_id for lease in hand.sent} == {f"s{n}" for n in range(600)}
             assert (await states(scheduler)).total() == 600 * 5
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_schedule_that_cannot_be_planned_holds_up_no_other_and_is_told_once(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        told: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: told.append(context["message"])
+        )
+        store = faulty(clock)
+        async with scheduler_on(store, clock, horizon_ms=10_000) as scheduler:
+            hand = await Hand(scheduler).join()
+            for name in ("a", "bad", "c"):
+                await scheduler.schedules.put(name, EVERY_MINUTE)
+            bad = store._store._tables.schedules["bad"]
+            spec = replace(EVERY_MINUTE, interval_ms=None, cron=("0 0 * * *",), timezone="No/Where")
+            store._store._tables.schedules["bad"] = replace(bad, spec=spec)
+            if late:
+                await asyncio.sleep(50)
+                store.down = True
+                await asyncio.sleep(20)
+                store.down = False
+            await hand.work(6)
+            assert {(await scheduler.jobs.get(each.id)).schedule_id for each in hand.sent} == {
+                "a",
+                "c",
+            }
+            assert told == ["schedule bad fails"]
+            assert not scheduler.failed.is_set()
 
     run(scenario)

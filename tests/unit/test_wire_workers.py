@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -117,6 +118,21 @@ def test_an_error_of_nothing_still_has_a_type() -> None:
 def test_a_report_no_strict_parser_takes_is_mended(sent: bytes, kept: bytes) -> None:
     body = b'{"succeeded":[{"job_id":"%b","fencing_token":1,"result":%b}]}' % (JOB.encode(), sent)
     assert kept in (decode_report(body).ended[0].outcome.result or b"")
+
+
+@pytest.mark.parametrize(("size", "mended"), [(1_000_000, True), (8_000_000, False)])
+def test_a_report_is_mended_in_bounded_time_or_refused(size: int, mended: bool) -> None:
+    numbers = b'[NaN,"\\\\u003a"%b]' % (b",1" * (size // 2))
+    body = b'{"succeeded":[{"job_id":"%b","fencing_token":1,"result":%b}]}' % (
+        JOB.encode(), numbers
+    )  # fmt: skip
+    before = time.process_time()
+    if mended:
+        assert b"not_stored" in (decode_report(body).ended[0].outcome.result or b"")
+    else:
+        with pytest.raises(InvalidJSON, match="1048576 bytes"):
+            decode_report(body)
+    assert time.process_time() - before < 0.5
 
 
 def test_of_a_usual_report_with_a_name_given_twice_the_last_one_counts() -> None:
