@@ -103,10 +103,11 @@ class Ownership:
             # We may have been counted out, and our permits given to others.
             kernel.permits.forget()
         sent_ms = kernel.clock.monotonic_ms()
+        # First, for the shards of a member are nobody's to take, so they must not run out after it.
+        members = await self._join(self._me)
         if self._epochs:
             kept = await kernel.store.renew_shards(kernel.boot_id, self._epochs, ttl_ms)
             self._lose(set(self._epochs) - kept)
-        members = await self._join(self._me)
         kernel.hints.alone = len(members) == 1
         if len(members) > 1:
             await self._share_limits()

@@ -41,7 +41,8 @@ class ShardStore(Protocol):
     async def join(self, member: Member, ttl_ms: int) -> list[Member]:
         """Show life for `ttl_ms`; return who lives, the oldest first.
 
-        Whoever has fallen silent for its own ttl, or is provably gone, is a member no more.
+        Whoever has fallen silent for its own ttl, or is provably gone, is a member no more: once none
+        of its claims is under way.
         """
         ...
 
@@ -56,9 +57,9 @@ class ShardStore(Protocol):
     async def acquire_shards(
         self, owner: str, ttl_ms: int, most: int = SHARDS_MAX
     ) -> dict[int, int]:
-        """Take up to `most` shards that are free, expired, or whose owner is provably gone.
+        """Take up to `most` shards that are free or expired, or whose owner was counted out.
 
-        Return shard → epoch.
+        Not those of a dead member that is not counted out yet. Return shard → epoch.
         """
         ...
 
@@ -80,7 +81,8 @@ class ShardStore(Protocol):
         """Take and give back permits of queues (`core.permits.grant`), each under a lock.
 
         Nobody gets more than it keeps while a living member takes no permits. Permits of the dead
-        stay while a shard is not recovered. Return the grants, and whether all shards are.
+        stay while a shard is not recovered. Of a queue whose row somebody else holds, everybody has
+        what it keeps. Return the grants, and whether all shards are recovered.
         """
         ...
 

@@ -6,8 +6,8 @@ error, reason
 
 -- name: claim
 -- An array that is NULL stands for the usual value in every row: run_at = scheduled_at, token 0, and
--- the first worker. The lock makes whoever counts a scheduler out wait for its claims under way, and
--- what it sends later claims nothing.
+-- the first worker. The lock keeps a scheduler from being counted out while a claim of its is under
+-- way, and what it sends later claims nothing.
 UPDATE {partition} j
 SET state = 'running',
     attempt = j.attempt + 1,

@@ -80,8 +80,8 @@ FROM unnest($2::smallint[], $3::bigint[]) AS mine (shard, epoch)
 WHERE s.shard = mine.shard AND s.epoch = mine.epoch AND s.owner = $1;
 
 -- name: permits_lock
--- Of each queue what is true at least, and then what it is while it is locked here. Who holds one
--- otherwise may be a user's transaction, and hold it for long.
+-- All limits, and then those that are locked here. Somebody else's lock is not waited for: a user's
+-- own transaction may hold it for long.
 WITH locked AS MATERIALIZED (
     SELECT name, max_running FROM {schema}.queues
     WHERE name = ANY($1)
@@ -102,7 +102,7 @@ SELECT
             WHERE s.id = h.owner AND s.expires_at > statement_timestamp()
         )
     ) AND NOT EXISTS (
-        -- It is not counted out yet, and may have claims under way.
+        -- Dead, but not counted out yet: it may have claims under way.
         SELECT FROM {schema}.schedulers WHERE expires_at <= statement_timestamp()
     ),
     NOT EXISTS (

@@ -129,7 +129,11 @@ async def play(
     while left:
         free = {number: await is_over(number) for number in dict.fromkeys(left)}
         waited |= not all(free.values())
-        number = next(number for number in left if free[number])
+        number = next((number for number in left if free[number]), None)
+        if number is None:
+            # They wait for one whose last step is not over yet.
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+            continue
         left.remove(number)
         step = sessions[number].step(taken[number], calls[number])
         tasks[number] = asyncio.create_task(step)
