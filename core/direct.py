@@ -82,8 +82,12 @@ class DirectStart:
         jobs: Sequence[NewJob],
         slots: Sequence[WorkerSession],
         answer: Sequence[Appended],
+        asked_ms: int,
     ) -> None:
-        """Go on with jobs that were written; a row that answers without a token is read again."""
+        """Go on with jobs that were written; a row that answers without a token is read again.
+
+        `asked_ms` (monotonic) is when they were.
+        """
         _, _, _, _, _, _, _, most, _, tasks, args, options, *_ = zip(*jobs, strict=True)
         tokens = [appended[3] for appended in answer]
         claimed = tuples_of(
@@ -102,7 +106,7 @@ class DirectStart:
         rows: Sequence[Claimed | None] = claimed
         if not all(tokens):
             rows = [row if row.fencing_token else None for row in claimed]
-        self._dispatcher.granted(waiting_of(jobs), slots, rows, refused=True)
+        self._dispatcher.granted(waiting_of(jobs), slots, rows, asked_ms, refused=True)
 
     def abandon(
         self, submission: Submission, slots: Sequence[WorkerSession], error: BaseException

@@ -284,7 +284,7 @@ class Dispatcher:
     async def _claim(self, jobs: list[Waiting], sessions: list[WorkerSession]) -> None:
         kernel = self._kernel
         rows: list[Claimed | None] = [None] * len(jobs)
-        refused = True
+        refused, asked_ms = True, kernel.clock.monotonic_ms()
         try:
             rows = await claim(kernel, jobs, [session.worker_id for session in sessions])
         except Unavailable:
@@ -293,24 +293,28 @@ class Dispatcher:
         finally:
             for job in jobs:
                 del kernel.residents.claiming[job[0]]
-            self.granted(jobs, sessions, rows, refused=refused)
+            self.granted(jobs, sessions, rows, asked_ms, refused=refused)
 
     def granted(
         self,
         jobs: Sequence[Waiting],
         slots: Sequence[WorkerSession],
         rows: Sequence[Claimed | None],
+        asked_ms: int,
         *,
         refused: bool,
     ) -> None:
         """Hold what was claimed for reserved slots.
 
-        A job that wasn't (None) is read again if its row `refused`, else it is ready as before.
+        A job that wasn't (None) is read again if its row `refused`, else it is ready as before. If
+        the answer took longer than the lease since `asked_ms` (monotonic), the job isn't sent: who
+        has found its row, here or elsewhere, may have called the attempt lost.
         """
         kernel = self._kernel
         now_ms, monotonic_ms = kernel.clock.now_ms(), kernel.clock.monotonic_ms()
         shards, withheld = kernel.residents.shards, kernel.residents.withheld
         by_id, running = kernel.leases.by_id, kernel.leases.running
+        waited_ms = monotonic_ms - asked_ms
         here = {
             session.worker_id: not kernel.draining
             and kernel.sessions.find(session.worker_id) is session
@@ -339,7 +343,8 @@ class Dispatcher:
                 kernel.forget_leases([before])
             by_id[job_id] = session.leases[job_id] = lease
             running[lease.queue] += 1
-            if queue.paused or job_id in withheld or job[7] not in shards or not here[worker_id]:
+            stays = queue.paused or job_id in withheld or waited_ms >= terms.lease_ms
+            if stays or job[7] not in shards or not here[worker_id]:
                 unwanted.append(lease)
             elif job[2] <= now_ms:
                 session.outbox[job_id] = lease

@@ -234,21 +234,25 @@ class Jobs:
             if isinstance(answer, TickwheelError):
                 outcome.update(dict.fromkeys(batch.places, answer))
                 continue
-            self._go_on(batch.submission.jobs, taken, answer)
+            self._go_on(batch.submission.jobs, taken, answer, started_ms)
             for place, share in batch.shares(requests):
                 outcome[place] = Written(batch.submission.jobs[share], answer[share])
         self._kernel.alarm.ring()
         return [outcome[place] for place in range(len(requests))]
 
     def _go_on(
-        self, jobs: Sequence[NewJob], slots: Sequence[WorkerSession], answer: Sequence[Appended]
+        self,
+        jobs: Sequence[NewJob],
+        slots: Sequence[WorkerSession],
+        answer: Sequence[Appended],
+        asked_ms: int,
     ) -> None:
         """Take up jobs that were written; should that fail, tell, and have their rows read again.
 
         The error must not reach the group commit, which would write them a second time.
         """
         try:
-            self._take_up(jobs, slots, answer)
+            self._take_up(jobs, slots, answer, asked_ms)
         except Exception as error:  # noqa: BLE001 (see above)
             self._kernel.rereads.update((row.id, row.scheduled_at_ms) for row in jobs)
             asyncio.get_running_loop().call_exception_handler(
@@ -256,7 +260,11 @@ class Jobs:
             )
 
     def _take_up(
-        self, jobs: Sequence[NewJob], slots: Sequence[WorkerSession], answer: Sequence[Appended]
+        self,
+        jobs: Sequence[NewJob],
+        slots: Sequence[WorkerSession],
+        answer: Sequence[Appended],
+        asked_ms: int,
     ) -> None:
         """Count the jobs that are new; start the first of them, and let the others wait."""
         kernel = self._kernel
@@ -267,7 +275,7 @@ class Jobs:
             kernel.added.add(queue, count, kernel.clock.monotonic_ms())
         started = len(slots)
         if slots:
-            self._direct.start(jobs[:started], slots, answer[:started])
+            self._direct.start(jobs[:started], slots, answer[:started], asked_ms)
         if waiting := jobs[started:]:
             self._admit(waiting)
 

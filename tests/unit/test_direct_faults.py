@@ -6,7 +6,7 @@ import asyncio
 from unittest.mock import Mock
 
 import pytest
-from unit.rig import Hand, books_balance, scheduler_on, states, submit, until
+from unit.rig import Hand, books_balance, faulty, scheduler_on, states, submit, until
 from unit.rig_direct import Watched, assert_no_slot_is_taken, offering, session_of, worker_offering
 
 from tickwheel.core import InvalidRequest, JobSpec, Queue, Unavailable
@@ -239,5 +239,35 @@ def test_a_direct_start_is_not_sent_when_time_was_lost_meanwhile() -> None:
             [lease] = await polling
             assert lease.row[5:9] == (1, 0, 0, 0)
             books_balance(scheduler)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("name", "delay_ms"), [("append", None), ("claim", 50)])
+def test_an_attempt_of_which_is_heard_after_its_lease_is_not_sent(
+    name: str, delay_ms: int | None
+) -> None:
+    """Found by simulation: a recovery had found the row, called the lease lost, and tried again."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        await store.put_queue(Queue("default", lease_ms=1_000))
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            working = asyncio.create_task(hand.work(1))
+            await asyncio.sleep(0.01)
+            store.late[name] = late = asyncio.Event()
+            submitting = asyncio.create_task(submit(scheduler, delay_ms=delay_ms))
+            rows = store._store._tables.jobs
+            await until(lambda: [row.state for row in rows.values()] == [State.RUNNING])
+            [before] = [row.fencing_token for row in rows.values()]
+            del store.late[name]
+            scheduler._sweeper.recover.set()
+            await asyncio.sleep(3)
+            late.set()
+            await submitting
+            await working
+            assert await hand.poll(2_000) == []
+            assert [lease.fencing_token > before for lease in hand.sent] == [True]
 
     run(scenario)

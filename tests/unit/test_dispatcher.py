@@ -387,7 +387,7 @@ def test_a_claim_of_a_job_that_is_leased_here_makes_the_older_lease_void() -> No
             session.reserved["default"] += 1
             scheduler._kernel.claiming["default"] += 1
             waiting = old.waiting(old.run_at_ms, 1)
-            scheduler._dispatcher.granted([waiting], [session], [row], refused=True)
+            scheduler._dispatcher.granted([waiting], [session], [row], 0, refused=True)
             new = scheduler._kernel.leases.get(old.id)
             assert new is not None
             assert new.fencing_token == old.fencing_token + 1
