@@ -156,6 +156,7 @@ class DeadLetters:
     async def redrive(
         self,
         *,
+        all: bool = False,
         queue: str | None = None,
         filter: Mapping[str, Any] | None = None,
         ids: Sequence[str] | None = None,
@@ -165,10 +166,13 @@ class DeadLetters:
     ) -> Redriven:
         """Make up to `limit` (≤ 500) of them new jobs, spread by `rate_per_second`.
 
+        Say which, by `ids`, `queue` or `filter` (`task`, `tag`, `schedule_id`), or `all`.
+
         If the answer is lost, it is repeated for `ids` within the limit, as a letter that was
         redriven is gone, and as a dry run. Else it is not: a repeat would take the next letters.
         """
         wanted = {
+            "all": all or None,
             "queue": queue,
             "filter": filter,
             "ids": ids,

@@ -139,9 +139,15 @@ class _Instant(click.ParamType):  # type: ignore[type-arg]
 
 
 class _JsonObject(click.ParamType):  # type: ignore[type-arg]
-    """A JSON object; `-` reads it from the standard input, `@file` from a file."""
+    """A JSON object; `-` reads it from the standard input, `@file` from a file.
+
+    `hint` is added to what is said of something that is no JSON.
+    """
 
     name = "json"
+
+    def __init__(self, hint: str = "") -> None:
+        self._hint = hint
 
     def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, Any]:
         if isinstance(value, dict):
@@ -151,7 +157,7 @@ class _JsonObject(click.ParamType):  # type: ignore[type-arg]
         except OSError as error:
             self.fail(f"can't read {value[1:]}: {error.strerror}", param, ctx)
         except orjson.JSONDecodeError as error:
-            self.fail(f"not JSON: {error}", param, ctx)
+            self.fail(f"not JSON: {error}{self._hint}", param, ctx)
         if not isinstance(document, dict):
             self.fail("must be a JSON object, such as '{\"user_id\": 42}'", param, ctx)
         return document
@@ -168,3 +174,4 @@ class _JsonObject(click.ParamType):  # type: ignore[type-arg]
 DURATION = _Duration()
 INSTANT = _Instant()
 JSON_OBJECT = _JsonObject()
+DEFINITION = _JsonObject("; what to run, and with which arguments, is said by --task and --args")

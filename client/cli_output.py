@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import click
@@ -137,13 +137,13 @@ def cell(value: Any) -> Text:
     return Text(clean(str(value)), style=_STYLES.get(str(value), ""))
 
 
-def when(text: str | None) -> str:
-    """Return an instant of the API in local time, with how far off it is."""
+def when(text: str | None, zone: tzinfo | None = None) -> str:
+    """Return an instant of the API in a time zone, else in local time, with how far off it is."""
     if not text:
         return ""
     moment = datetime.fromisoformat(text)
     seconds = (moment - datetime.now(UTC)).total_seconds()
-    shown = moment.astimezone().isoformat(sep=" ", timespec="seconds")
+    shown = moment.astimezone(zone).isoformat(sep=" ", timespec="seconds")
     return f"{shown} ({'in ' if seconds >= 0 else ''}{duration(abs(seconds))}{'' if seconds >= 0 else ' ago'})"
 
 

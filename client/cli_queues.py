@@ -161,6 +161,7 @@ async def redrive(
         while True:
             left = PAGE if limit is None else min(PAGE, limit - len(done))
             answer = await client.dead_letters.redrive(
+                all=everything,
                 queue=queue,
                 filter={"task": task} if task else None,
                 ids=list(ids) or None,

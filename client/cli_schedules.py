@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import click
 
 from tickwheel.core.plan import PREVIEW_MAX
 
 from .cli_jobs import shown
-from .cli_options import DURATION, INSTANT, JSON_OBJECT, option, remote
-from .cli_output import Output, collect, fields, when
+from .cli_options import DEFINITION, DURATION, INSTANT, JSON_OBJECT, option, remote
+from .cli_output import Column, Output, collect, fields, when
 
 if TYPE_CHECKING:
     from .client import Client
@@ -51,7 +52,7 @@ async def show(client: Client, out: Output, schedule_id: str) -> None:
 
 @schedules.command()
 @click.argument("schedule_id")
-@click.argument("definition", metavar="[DEFINITION-JSON]", type=JSON_OBJECT, required=False)
+@click.argument("definition", metavar="[DEFINITION-JSON]", type=DEFINITION, required=False)
 @option("--task", help="What to run.")
 @option("--args", type=JSON_OBJECT, help="Its arguments, a JSON object.")
 @option("--queue", help="The queue of its jobs.")
@@ -132,12 +133,14 @@ async def trigger(client: Client, out: Output, schedule_id: str) -> None:
 )
 @remote
 async def preview(client: Client, out: Output, schedule_id: str, count: int) -> None:
-    """Show its next fire times."""
+    """Show its next fire times, in its own time zone."""
     times = await client.schedules.preview(schedule_id, count)
     if out.as_json:
         out.done("", {"next_fire_times": times})
-    else:
-        out.items([{"run_at": moment} for moment in times], fields(("run_at",)))
+        return
+    zone = ZoneInfo((await client.schedules.get(schedule_id)).get("timezone") or "UTC")
+    column: Column = ("run_at", lambda item: when(item["run_at"], zone))
+    out.items([{"run_at": moment} for moment in times], [column])
 
 
 def _definition(base: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, Self, Unpack, cast
 
 import orjson
 
+from . import environment
 from .admin import DeadLetters, Queues, Schedules, at, pages
 from .batching import Batcher
 from .errors import ClientError
@@ -35,13 +36,14 @@ _JOBS = at("jobs")
 class Client:
     """Submits, reads and manages. Use it from one event loop; errors are in `client.errors`.
 
-    `timeout_seconds` bounds one attempt of a request, from the moment at which one of its 100
-    connections is free; `retries` is how often it may be repeated.
+    `url` and `api_key` are by default those of the environment: `TICKWHEEL_URL` (the first of
+    several), `TICKWHEEL_API_KEY`. `timeout_seconds` bounds one attempt of a request, from the
+    moment at which one of its 100 connections is free; `retries` is how often it may be repeated.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float = 30.0,
@@ -49,7 +51,10 @@ class Client:
         auto_keys: bool = True,
     ) -> None:
         self._transport = Transport(
-            url, api_key=api_key, timeout_seconds=timeout_seconds, retries=retries
+            environment.urls()[0] if url is None else url,
+            api_key=environment.api_key(api_key),
+            timeout_seconds=timeout_seconds,
+            retries=retries,
         )
         self._auto_keys = auto_keys and retries > 0
         self.schedules = Schedules(self._transport)

@@ -71,17 +71,11 @@ def unreportable(attempt: Attempt, why: str) -> Ended:
 
 def _told(attempt: Attempt, error: BaseException) -> Ended:
     after = error.after_seconds if isinstance(error, Retry) else None
-    trace = error.__traceback__
-    # The first frame is ours.
-    try:
-        lines = traceback.format_exception(error.with_traceback(trace.tb_next if trace else None))
-    except RAISED:
-        lines = []
     return failure(
         attempt,
         type(error).__name__,
         _message(error),
-        "".join(lines),
+        _trace(error),
         retryable=not isinstance(error, Fatal),
         retry_after_seconds=retry_seconds(after),
     )
@@ -90,8 +84,12 @@ def _told(attempt: Attempt, error: BaseException) -> Ended:
 def logged(error: BaseException) -> str:
     """Return one short line about an error, without what could steer a terminal or forge a log."""
     text = f"{type(error).__name__}: {_message(error)}"[:LOGGED_CHARS_MAX]
-    shown = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
-    return "".join(shown)[:LOGGED_CHARS_MAX]
+    return _shown(text)[:LOGGED_CHARS_MAX]
+
+
+def logged_trace(error: BaseException) -> str:
+    """Return the end of an error's traceback, as harmless; every line but the first is indented."""
+    return "\n  ".join(map(_shown, _trace(error)[-ERROR_BYTES_MAX:].split("\n")))
 
 
 def stopped(attempt: Attempt, reason: Halt | None) -> Ended:
@@ -141,6 +139,21 @@ def failure(
     if retry_after_seconds is not None:
         item["retry_after_seconds"] = retry_after_seconds
     return Ended("failed", orjson.dumps(item).decode(), ITEM_BYTES + len(text))
+
+
+def _trace(error: BaseException) -> str:
+    """Return the traceback from the handler on; empty if it can't be told."""
+    trace = error.__traceback__
+    # The first frame is ours.
+    try:
+        lines = traceback.format_exception(type(error), error, trace.tb_next if trace else None)
+    except RAISED:
+        return ""
+    return "".join(lines)
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _message(error: BaseException) -> str:

@@ -24,9 +24,9 @@ from time import monotonic
 
 from .attempt import Attempt
 from .clock import now
-from .errors import Retry, Stopped
+from .errors import Fatal, Retry, Stopped
 from .handlers import Around
-from .outcome import RAISED, failed, logged, refused, stopped, succeeded, unreportable
+from .outcome import RAISED, failed, logged, logged_trace, refused, stopped, succeeded, unreportable
 
 LOG = logging.getLogger("tickwheel.worker")
 
@@ -127,7 +127,7 @@ class Relay:
                     attempt.ended = unreportable(attempt, "a defect in the worker")
                     attempt.ended = failed(attempt, error)
                     if not isinstance(error, Retry):
-                        LOG.warning("job %s failed: %s", attempt.id, logged(error))
+                        _tell(attempt, error)
                 finally:
                     attempt.task = None  # the runner goes on without it
                     self._ended.append(attempt)
@@ -145,3 +145,20 @@ class Relay:
         except Exception as error:  # noqa: BLE001 - a defect, which must not pass unseen
             self._died(error)
             self._hand_back()
+
+
+def _tell(attempt: Attempt, error: BaseException) -> None:
+    """Log a failure. Whether it is the last is the scheduler's to say: here it is a good guess."""
+    number, most = attempt.job["attempt"], attempt.job["max_attempts"]
+    last = isinstance(error, Fatal) or number >= most
+    LOG.warning(
+        "job %s (%s) attempt %d of %d failed%s: %s",
+        attempt.id,
+        attempt.job["task"],
+        number,
+        most,
+        " for the last time" if last else ", is tried again",
+        logged(error),
+    )
+    if LOG.isEnabledFor(logging.DEBUG):
+        LOG.debug("job %s: %s", attempt.id, logged_trace(error))

@@ -75,14 +75,19 @@ class Runtime:
         """Serve until `stop`. Raises what makes serving impossible, e.g. `NotAllowed`."""
         ticker = self._loop.create_task(self._tick())
         ticker.add_done_callback(partial(surface, self._fail))
+        LOG.info("serves the %s", self._worker.served())
         try:
             await self._worker.started()
             for session in self._sessions:
                 session.start()
             await self._stop
         finally:
-            if not self._stop.done() or self._stop.cancelled() or self._stop.exception():
+            told = self._stop.done() and not self._stop.cancelled() and not self._stop.exception()
+            if not told:
                 self._hurry.set()  # cancelled or failed: there is nobody to wait for
+            if told or self._busy:
+                grace_seconds = self._worker.grace_seconds
+                LOG.info("stopping: %d jobs run, and have %g s", self._busy, grace_seconds)
             try:
                 await asyncio.shield(self._end())
             finally:
@@ -201,7 +206,6 @@ class Runtime:
 
     async def _end(self) -> None:
         self._ending = True
-        LOG.info("stopping: %d jobs run, and have %g s", self._busy, self._worker.grace_seconds)
         try:
             await asyncio.gather(*[session.drain() for session in self._sessions])
             await self._finish(self._worker.grace_seconds)

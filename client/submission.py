@@ -26,12 +26,14 @@ def encode_job(job: Mapping[str, Any]) -> bytes:
     """Return the JSON object of one submission, given with the names of `NewJob`.
 
     Raises TypeError for an unknown name or args that JSON doesn't know, ValueError for a `run_at`
-    without a timezone or with a `delay` beside it, and for NaN or infinity anywhere. The scheduler
-    checks all the rest.
+    that is no datetime with a timezone or with a `delay` beside it, and for NaN or infinity
+    anywhere. The scheduler checks all the rest.
     """
     unknown = job.keys() - _FIELDS
     if unknown:
-        raise TypeError(f"a job has no {', '.join(sorted(unknown))}")
+        from tickwheel.core.spelling import no_such_options  # seldom needed, and loads all of it
+
+        raise TypeError(no_such_options(unknown, _FIELDS))
     out = {_RENAMED.get(name, name): value for name, value in job.items() if value is not None}
     run_at = out.get("run_at")
     if run_at is not None:
@@ -53,9 +55,11 @@ def encode(document: Any) -> bytes:
 
 
 def instant(when: datetime) -> str:
-    """Return the RFC 3339 text of a moment; raise ValueError if it has no timezone."""
-    if when.tzinfo is None:
-        raise InvalidArgument("a time needs a timezone, e.g. datetime.now(UTC)")
+    """Return the RFC 3339 text of a `run_at`; raise ValueError unless it has a timezone."""
+    if not isinstance(when, datetime) or when.tzinfo is None:
+        raise InvalidArgument(
+            f"run_at is a datetime with a timezone, e.g. datetime.now(UTC), not {when!r}"
+        )
     try:
         return when.astimezone(UTC).isoformat()
     except OverflowError as error:

@@ -19,17 +19,20 @@ import gc
 import inspect
 import itertools
 import os
+import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
-from . import DEFAULT_URL
+from . import environment
+from .errors import InvalidArgument
 from .handlers import Around, Handler
 from .runtime import Runtime
 from .transport import base_url
 
 PROTOCOL = 1
+NAME = r"[A-Za-z0-9_.-]{1,128}"
 GC_THRESHOLDS = (50_000, 20, 50)
 """Jobs come by the hundred and go without cycles; by default they would be searched all the time."""
 
@@ -40,9 +43,10 @@ Hook: TypeAlias = Callable[[], Awaitable[None] | None]
 class Worker:
     """What this worker can do, and for which schedulers.
 
-    `urls`: one scheduler or several, by default `TICKWHEEL_URL` (separated by commas). `queues`:
-    how many jobs of each queue run at once, async ones and threads alike. `grace_seconds`: how long
-    running handlers may go on when the worker is told to stop.
+    `urls`: one scheduler or several, by default `TICKWHEEL_URL` (separated by commas). `api_key`:
+    by default `TICKWHEEL_API_KEY`. `queues`: how many jobs of each queue run at once, async ones and
+    threads alike. `grace_seconds`: how long running handlers may go on when the worker is told to
+    stop.
     """
 
     def __init__(
@@ -55,13 +59,13 @@ class Worker:
         grace_seconds: float = 30.0,
     ) -> None:
         if urls is None:
-            urls = os.environ.get("TICKWHEEL_URL", DEFAULT_URL).split(",")
+            urls = environment.urls()
         self.urls = [base_url(url) for url in ([urls] if isinstance(urls, str) else urls)]
-        self.queues = dict(queues if queues is not None else {"default": 10})
-        if not self.urls or not self.queues or min(self.queues.values()) < 1:
-            raise ValueError("a worker needs a scheduler's URL, and queues with at least one slot")
+        if not self.urls:
+            raise InvalidArgument("a worker needs a scheduler's URL")
+        self.queues = _checked({"default": 10} if queues is None else queues)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
-        self.api_key = api_key or os.environ.get("TICKWHEEL_API_KEY")
+        self.api_key = environment.api_key(api_key)
         self.grace_seconds = grace_seconds
         self.handlers: dict[str, Handler] = {}
         self.arounds: list[Around] = []
@@ -171,6 +175,11 @@ class Worker:
             "protocol": PROTOCOL,
         }
 
+    def served(self) -> str:
+        """Return its queues with their slots and its tasks, as they are logged."""
+        queues = ", ".join(f"{name} ({slots})" for name, slots in self.queues.items())
+        return f"queues {queues}, the tasks {', '.join(sorted(self.handlers)) or '(none)'}"
+
     async def started(self) -> None:
         """Call the hooks for the start."""
         await _call(self._on_start)
@@ -178,6 +187,22 @@ class Worker:
     async def stopped(self) -> None:
         """Call the hooks for the end."""
         await _call(self._on_stop)
+
+
+def _checked(queues: Mapping[str, int]) -> dict[str, int]:
+    """Return the queues with their slots; raise ValueError if no worker can serve them."""
+    if not isinstance(queues, Mapping):
+        raise InvalidArgument(
+            f"queues maps each name to its slots, like {{'mail': 5}}, not {queues!r}"
+        )
+    for name, slots in queues.items():
+        if not (isinstance(name, str) and re.fullmatch(NAME, name)):
+            raise InvalidArgument(f"queue {name!r}: a name is {NAME}")
+        if not isinstance(slots, int) or slots < 1:
+            raise InvalidArgument(f"queue {name}: {slots!r} is not a number of slots, at least one")
+    if not queues:
+        raise InvalidArgument("a worker needs queues, each with at least one slot")
+    return dict(queues)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -28,9 +28,10 @@ class Lease:
     `visiting` if its shard is another scheduler's, which counts it. `deadline_ms`, `timeout_at_ms`,
     `granted_ms` and `sent_ms` (0: not sent) are monotonic. An empty `worker_id` is an adopted row
     whose worker has not called yet: the first to show the token gets it. `settling` is set while
-    the attempt's end is being written; `ending` from the first try to write it on, for the row may
-    have gone on whatever the store answered; `withdrawn` once the job was given back, written or
-    not: from then on it is never sent, and never counts as lost.
+    the attempt's end is being written; `lapsed` while that end is that the lease was lost; `ending`
+    from the first try to write it on, for the row may have gone on whatever the store answered;
+    `withdrawn` once the job was given back, written or not: from then on it is never sent, and never
+    counts as lost.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Lease:
         "granted_ms",
         "id",
         "job",
+        "lapsed",
         "progress",
         "queue",
         "row",
@@ -71,7 +73,8 @@ class Lease:
         self.deadline_ms = self.timeout_at_ms = self.sent_ms = 0
         self.flight: Flight | None = None
         self.settling: asyncio.Event | None = None
-        self.cancel_requested = self.ending = self.withdrawn = self.visiting = False
+        self.cancel_requested = self.ending = self.withdrawn = False
+        self.lapsed = self.visiting = False
         self.progress: bytes | None = None
         self.claimed_by = ""
 

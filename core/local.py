@@ -31,6 +31,7 @@ from .lease import Lease
 from .names import check_name
 from .protocol import Outcome, PollAnswer, Report, ReportItem, RunningItem, Status
 from .sessions import WorkerSession
+from .spelling import no_such_options
 from .workers import Workers
 
 LOG = logging.getLogger("tickwheel.worker")
@@ -42,6 +43,9 @@ _IDLE_MS = 10_000
 _LEASE_HELD = 0.8
 """The part of a lease that counts; the rest is for clocks that run at different speeds."""
 ERROR_TEXT_MAX = 16 * 1024
+_IN_MS = {"run_at_ms", "delay_ms"}
+_OPTIONS = {"run_at", "delay", *JobSpec._fields} - {"task", "args", "body_hash"} - _IN_MS
+"""What a submission may say; the two in ms are taken, too."""
 
 
 class Fatal(Exception):
@@ -344,6 +348,8 @@ def spec_of(task: str, args: dict[str, Any] | None, settings: dict[str, Any]) ->
     Raises TypeError for an unknown keyword, `InvalidRequest` for a value that can't be.
     """
     settings = dict(settings)
+    if unknown := settings.keys() - _OPTIONS - _IN_MS:
+        raise TypeError(no_such_options(unknown, _OPTIONS))
     delay = settings.pop("delay", None)
     run_at = settings.pop("run_at", None)
     if run_at is not None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from .clock import Clock, SteadyClock, SystemClock
 from .dead_letters import DeadLetters
@@ -47,6 +47,8 @@ from .workers import Workers
 _MAINTAIN_MS = 10_000
 _RETRY_MS = 1_000
 _PROGRESS_MS = 10_000
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Scheduler:
@@ -176,16 +178,23 @@ class Scheduler:
     ) -> None:
         await self.stop()
 
-    def task(
-        self, name: str, **defaults: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    @overload
+    def task(self, name: F) -> F: ...
+
+    @overload
+    def task(self, name: str, **defaults: Any) -> Callable[[F], F]: ...
+
+    def task(self, name: F | str, **defaults: Any) -> F | Callable[[F], F]:
         """Register an in-process handler; `defaults` are the keywords of `submit`.
 
-        Raises `InvalidRequest` for a value, and TypeError for a keyword, that no submission may have.
+        Without parentheses the task has the function's own name. Raises `InvalidRequest` for a
+        value, and TypeError for a keyword, that no submission may have.
         """
+        if callable(name):
+            return self.task(name.__name__)(name)
         spec_of(name, None, defaults)
 
-        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def register(function: F) -> F:
             self._local.add(name, handler_of(function, defaults))
             return function
 

@@ -64,6 +64,9 @@ class Settler:
 
     def reap(self, leases: Sequence[Lease]) -> None:
         """Settle leases that ran out: lost, or given back if that was begun before."""
+        for lease in leases:
+            # Who renews one that is being settled otherwise, as by its worker's own word, is right.
+            lease.lapsed |= lease.settling is None
         self.settle_later(
             leases,
             lambda lease, now_ms: (settle_released if lease.withdrawn else settle_lost)(
@@ -86,7 +89,7 @@ class Settler:
             flags = await self.commit.submit(ends)
         except BaseException:
             for lease in leases:
-                lease.settling = None
+                lease.settling, lease.lapsed = None, False
             # Their shards' owners see how they go on; what is kept here would soon be outdated.
             self._kernel.forget_leases([lease for lease in leases if lease.visiting])
             raise

@@ -301,7 +301,7 @@ class Workers:
         lease = self._kernel.leases.get(job_id)
         if lease is not None and lease.settling is not None:
             if outcome is None:
-                return "ok" if lease.fencing_token == token else "stale"
+                return "ok" if lease.fencing_token == token and not lease.lapsed else "stale"
             await lease.settling.wait()
             lease = self._kernel.leases.get(job_id)
         if lease is None:

@@ -10,12 +10,11 @@ from tickwheel.core.ports_cluster import Member, Owned
 
 from . import wire
 from .auth import Principal
-from .http import Context, Query, reply
+from .http import Context, reply
 
 
 async def cluster(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Return the schedulers that live, each with its shards, and the shards that are nobody's."""
-    Query(request)
     scheduler = context.scheduler
     members, owners = await scheduler.store.members(), await scheduler.store.owners()
     living = {member.id for member in members}

@@ -80,7 +80,7 @@ async def first_of_key(context: Context, first: Appended) -> dict[str, Any]:
 
 async def get(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Return a job; with `wait_seconds`, when it has ended or the time is up."""
-    wait_seconds = Query(request, "wait_seconds").seconds("wait_seconds", WAIT_SECONDS_MAX)
+    wait_seconds = Query(request).seconds("wait_seconds", WAIT_SECONDS_MAX)
     job = await visible_job(context, request, who)
     if wait_seconds and job.finished_at_ms is None:
         job = await context.scheduler.jobs.wait(job.id, wire.to_ms(wait_seconds))
@@ -137,7 +137,7 @@ def place(opened: Any) -> Cursor | None:
 
 async def list_jobs(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Return a page of jobs, newest first."""
-    query = Query(request, *FILTERS, "cursor", "limit")
+    query = Query(request)
     where = job_filter(query, who)
     purpose = purpose_of("jobs", where, who)
     after = place(query.cursor(context, purpose))

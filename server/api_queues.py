@@ -9,7 +9,7 @@ from tickwheel.core.errors import NotFound
 from tickwheel.core.names import check_name
 
 from . import wire
-from .api_jobs import FILTERS, job_filter, place, purpose_of, sealed
+from .api_jobs import job_filter, place, purpose_of, sealed
 from .auth import Principal
 from .http import Context, Query, read_body, reply
 from .wire_jobs import dead_letter_resource
@@ -37,7 +37,6 @@ def _name(request: web.Request, who: Principal) -> str:
 
 async def list_queues(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Return all queues that the key may see."""
-    Query(request)
     queues = await context.scheduler.queues.list()
     return reply({"queues": [queue_resource(queue) for queue in queues if who.sees(queue.name)]})
 
@@ -83,7 +82,7 @@ async def stats(context: Context, request: web.Request, who: Principal) -> web.R
 
 async def list_dead_letters(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Return a page of dead letters, latest first."""
-    query = Query(request, *FILTERS[1:], "cursor", "limit")
+    query = Query(request)
     where = job_filter(query, who)
     purpose = purpose_of("dead-letters", where, who)
     after = place(query.cursor(context, purpose))

@@ -70,7 +70,7 @@ async def get(context: Context, request: web.Request, who: Principal) -> web.Res
 
 async def list_schedules(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Return a page of schedules by id, each with its next time."""
-    query = Query(request, "cursor", "limit")
+    query = Query(request)
     purpose = repr(("schedules", who.id))
     limit = query.limit()
     after = query.cursor(context, purpose) or ""
@@ -117,7 +117,7 @@ async def trigger(context: Context, request: web.Request, who: Principal) -> web
 
 async def preview(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Return the next times, jitter included."""
-    count = Query(request, "count").integer("count", NEXT_FIRE_TIMES, 1, PREVIEW_MAX)
+    count = Query(request).integer("count", NEXT_FIRE_TIMES, 1, PREVIEW_MAX)
     schedule = await _visible(context, request, who)
     times = context.scheduler.schedules.preview(schedule, count)
     return reply({"next_fire_times": [wire.stamp(fire_ms) for fire_ms in times]})

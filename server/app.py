@@ -2,8 +2,9 @@
 
 One middleware is the edge. Whatever a handler raises ends there as a problem document, also for
 addresses that don't exist. What a connection's door takes itself (`express`) passes beside it, and
-makes its problem documents the same way. An audited action is recorded before it is carried out:
-what was done is always in the log, at the price that what was tried and refused is there too.
+makes its problem documents the same way. Parameters and bodies that the table doesn't list for a
+route are refused before its handler is called. An audited action is recorded before it is carried
+out: what was done is always in the log, at the price that what was tried and refused is there too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .auth import EVERYONE, Auth, Principal
 from .cursors import Cursors
 from .door import Answer, Door, Guests, door_of
 from .express import SubmitLane
-from .http import BODY_BYTES_MAX, Context
+from .http import BODY_BYTES_MAX, Context, check_query, refuse_body
 from .metrics import ServerMetrics
 from .openapi import describe
 from .problems import PARSER_LOG, answer
@@ -127,11 +128,16 @@ def _edge(metrics: ServerMetrics) -> Callable[..., Awaitable[web.StreamResponse]
 
 def _endpoint(context: Context, route: Route) -> RequestHandler:
     handler, scope, action = route.handler, route.scope, route.audit
+    bodiless = not route.body
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         who = EVERYONE
         if scope != "open":
             who = await context.auth.authorize(request, scope)
+        if request.rel_url.raw_query_string:
+            check_query(request, route.query)
+        if bodiless and request.can_read_body:
+            await refuse_body(request)
         if action is not None:
             await _audit(context, action, request, who)
         return await handler(context, request, who)

@@ -194,7 +194,7 @@ def revoke(key_id: str, out: Output, **where: Any) -> None:
     async def work(store: PostgresStore) -> ApiKey:
         key: ApiKey | None = await store.get_key(key_id)
         if key is None:
-            raise NotFound(f"there is no key {key_id}")
+            raise NotFound(f"no key has the id {key_id}: `keys list` shows the ids")
         if key.revoked_at_ms is None:
             now_ms = SystemClock().now_ms()
             key = key._replace(revoked_at_ms=now_ms)

@@ -2,17 +2,20 @@
 
 A body is read only if it is plain `application/json`, at most 8 MiB, and there within
 `BODY_SECONDS_MAX`, however slowly it drips. Query strings are strict: a parameter that is unknown,
-repeated or out of range is refused, so a misspelt filter never lists everything.
+repeated or out of range is refused, so a misspelt filter never lists everything. What a route takes
+is in the table; anything else is refused here, before its handler is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import orjson
 from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -21,6 +24,7 @@ from tickwheel.core.errors import InvalidRequest, NotFound
 from tickwheel.core.ids import check
 from tickwheel.core.scheduler import Scheduler
 
+from . import wire
 from .auth import Auth, Principal
 from .cursors import Cursors
 from .door import Answer
@@ -32,6 +36,8 @@ BODY_SECONDS_MAX = 30.0
 LIST_LIMIT_DEFAULT = 50
 LIST_LIMIT_MAX = 500
 
+_NOTHING = msgspec.json.Decoder(wire.Wire)
+_PLAIN = re.compile(r"[a-z_]{1,32}")
 _JSON_HEADERS = CIMultiDictProxy(
     CIMultiDict({hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "tickwheel"})
 )
@@ -74,6 +80,12 @@ async def read_body(request: web.Request, *, required: bool = True) -> bytes:
         raise TooSlow(f"the body took over {BODY_SECONDS_MAX:g} seconds") from None
 
 
+async def refuse_body(request: web.Request) -> None:
+    """Refuse the body of a route that takes none, unless it is empty, or an empty object."""
+    if body := await read_body(request):
+        wire.decode(body, _NOTHING)
+
+
 def _check_media(request: web.Request) -> None:
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers:
@@ -85,7 +97,19 @@ def _check_media(request: web.Request) -> None:
         or request.content_type != "application/json"
         or (request.charset or "utf-8").lower() != "utf-8"
     ):
-        raise UnsupportedMedia("the content type is application/json")
+        raise UnsupportedMedia("the content type must be application/json")
+
+
+def check_query(request: web.Request, names: Sequence[str]) -> None:
+    """Refuse parameters other than these, and any given twice."""
+    given = request.query
+    for name in given:
+        if name not in names:
+            unknown = f"parameter {name}" if _PLAIN.fullmatch(name) else "such parameter"
+            known = ", ".join(names) or "none"
+            raise InvalidParameter(f"there is no {unknown}; known: {known}")
+    if len(given) != len(set(given)):
+        raise InvalidParameter("a parameter is given twice")
 
 
 def reply(
@@ -113,17 +137,10 @@ def job_id_of(request: web.Request) -> str:
 
 
 class Query:
-    """The query string of a request, of these parameters only."""
+    """The query string of a request, whose parameters the route has."""
 
-    def __init__(self, request: web.Request, *names: str) -> None:
-        given = request.query
-        for name in given:
-            if name not in names:
-                known = ", ".join(names) or "none"
-                raise InvalidParameter(f"an unknown parameter; known: {known}")
-        if len(given) != len(set(given)):
-            raise InvalidParameter("a parameter is given twice")
-        self._given = given
+    def __init__(self, request: web.Request) -> None:
+        self._given = request.query
 
     def text(self, name: str) -> str | None:
         """Return the parameter, None if absent; at most 128 printable characters."""

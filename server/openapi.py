@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .routes import Route
 
 _REF = "#/components/schemas/{name}"
-_NAMED = ("/v1/schedules/{", "/v1/queues/{")
 _TEXT = {"type": "string", "minLength": 1}
 _NULL = {"type": "null"}
 _PARAMETERS: dict[str, dict[str, Any]] = {
@@ -136,15 +135,11 @@ def _parameter(name: str, place: str) -> dict[str, Any]:
 
 def _refusals(route: Route) -> list[str]:
     """Return the statuses of the problems that a route may answer with."""
-    refusals = {400, 503, *route.refuses}
+    refusals = {400, 408, 413, 415, 422, 503, *route.refuses}
     if route.scope != "open":
         refusals |= {401, 403}
     if "{" in route.path:
         refusals.add(404)
-    if route.path.startswith(_NAMED):
-        refusals.add(422)
-    if route.body:
-        refusals |= {408, 413, 415, 422}
     return [str(status) for status in sorted(refusals)]
 
 

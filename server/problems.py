@@ -40,6 +40,7 @@ PARSER_LOG = logging.getLogger("tickwheel.server.parser")
 
 _AT = re.compile(r"^(?P<detail>.*?)(?: - at (?:`key` in )?`(?P<path>\$.*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>\w+)`")
 _ECHO = re.compile(r"Invalid (?P<what>[a-z ]+?) (?:'.*'|\d.*|-\d.*)", re.DOTALL)
 _NOT_A_NAME = f"Expected `str` matching regex '^{NAME}(?!\\\\n)$'"
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -185,6 +186,8 @@ def from_validation(error: msgspec.ValidationError) -> InvalidRequest:
                 f"there is no field {name}", code="unknown_field", pointer=f"{pointer}/{name}"
             )
         detail = "there is no such field"
+    elif missing := _MISSING_FIELD.fullmatch(detail):
+        pointer += f"/{missing['name']}"
     elif echo := _ECHO.fullmatch(detail):
         detail = f"Invalid {echo['what']}"
     elif detail == _NOT_A_NAME:

@@ -1,7 +1,7 @@
 """The one table of the HTTP API: every address, who may use it, and what it takes and gives.
 
 The application is routed by it, authorised by it (a route without a scope can't be written down),
-audited by it, and described by it.
+audited by it, and described by it. A body or a parameter that isn't in it is refused.
 """
 
 from __future__ import annotations

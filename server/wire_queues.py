@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import orjson
 
+from tickwheel.core.errors import InvalidRequest
 from tickwheel.core.job import JobFilter
 from tickwheel.core.queue import LEASE_MS_DEFAULT, MAX_DEPTH_DEFAULT, Queue
 
@@ -44,8 +45,9 @@ class DeadLetterFilter(wire.Wire):
 
 
 class RedriveRequest(wire.Wire):
-    """Which dead letters become new jobs, and how fast."""
+    """Which dead letters become new jobs, or all of them, and how fast."""
 
+    all: bool = False
     queue: wire.Name | None = None
     filter: DeadLetterFilter | None = None
     ids: Annotated[list[JobId], msgspec.Meta(min_length=1, max_length=REDRIVE_MAX)] | None = None
@@ -115,8 +117,15 @@ def stats_resource(stats: QueueStats) -> dict[str, Any]:
 
 
 def to_filter(request: RedriveRequest, queues: frozenset[str] | None) -> JobFilter:
-    """Return which dead letters a redrive means, within what the key may see."""
+    """Return which dead letters a redrive means, within what the key may see.
+
+    Raises `InvalidRequest` unless it says which, or all: what was left out must not mean all.
+    """
     chosen = request.filter or DeadLetterFilter()
+    some = bool(request.ids or request.queue) or chosen != DeadLetterFilter()
+    if some == request.all:
+        detail = "give ids, a queue or a filter, or else all: true"
+        raise InvalidRequest(detail, code="selection_invalid")
     return JobFilter(
         queue=request.queue,
         task=chosen.task,

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 import pytest
@@ -138,6 +140,7 @@ def test_dead_letters_are_listed_redriven_and_deleted(session: Session, worker: 
     tried = session.json("dead", "redrive", "--queue", "broken", "--dry-run")
     assert len(tried["redriven"]) == 3
     session.run("queues", "pause", "broken")
+    assert len(session.json("dead", "redrive", "--all", "--dry-run")["redriven"]) >= 3
     redriven = session.json("dead", "redrive", "--queue", "broken", "--limit", "2")
     assert len(redriven["redriven"]) == 2
     assert redriven["remaining"] == 1
@@ -178,6 +181,10 @@ def test_a_schedule_lives_its_whole_life(session: Session) -> None:
 
     times = session.json("schedules", "preview", "nightly", "--count", "3")["next_fire_times"]
     assert len(times) == 3
+    shown = session.run("schedules", "preview", "nightly").stdout
+    for moment in times:
+        berlin = datetime.fromisoformat(moment).astimezone(ZoneInfo("Europe/Berlin"))
+        assert f"{berlin.isoformat(sep=' ', timespec='seconds')} (in " in shown
     assert session.json("schedules", "pause", "nightly")["paused"] is True
     assert session.json("schedules", "resume", "nightly")["paused"] is False
     assert session.json("schedules", "trigger", "nightly")["id"]
@@ -246,7 +253,9 @@ def test_a_key_opens_what_was_closed_until_it_is_revoked() -> None:
         assert invoke("keys", "revoke", key["id"], *where).exit_code == 0
         (key,) = json.loads(invoke("keys", "list", *where, "--json").stdout)
         assert key["revoked_at"] is not None
-        assert invoke("keys", "revoke", "0" * 16, *where).exit_code == 1
+        by_name = invoke("keys", "revoke", "first", *where)
+        assert by_name.exit_code == 1
+        assert "no key has the id first: `keys list` shows the ids" in by_name.stderr
     finally:
         shutil.rmtree(folder)
 
@@ -357,6 +366,14 @@ def test_wrong_usage_is_status_2_without_a_traceback(arguments: tuple[str, ...])
     result = invoke(*arguments, env={"TICKWHEEL_URL": NOWHERE})
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+def test_a_schedule_given_like_a_submission_is_told_what_takes_task_and_arguments() -> None:
+    put = ("schedules", "put", "nightly", "--cron", "0 3 * * *", "send_email")
+    result = invoke(*put, env={"TICKWHEEL_URL": NOWHERE})
+    assert result.exit_code == 2
+    assert "--task" in result.stderr
+    assert "--args" in result.stderr
 
 
 WRONG_URLS = ["nonsense", "ftp://x", "http://[::1", "http://h:99999", "http://h:x"]

@@ -25,6 +25,8 @@ from zoneinfo import ZoneInfo
 import asyncpg
 import pytest
 
+from tickwheel.client.context import Context
+from tickwheel.client.shapes import JobOptions, RetryPolicy
 from tickwheel.core import Scheduler
 from tickwheel.core.cron import CronExpression, InvalidSchedule
 from tickwheel.server.commands import serve
@@ -36,8 +38,8 @@ from tickwheel.storage import MemoryStore
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PROTOCOL, OPERATIONS, SCHEDULES = (
-    DOCS / f"{name}.md" for name in ("protocol", "operations", "schedules")
+PROTOCOL, OPERATIONS, SCHEDULES, PYTHON, COMING_FROM = (
+    DOCS / f"{name}.md" for name in ("protocol", "operations", "schedules", "python", "coming-from")
 )
 PAGES = [README, *sorted(DOCS.glob("*.md")), ROOT / "examples" / "README.md"]
 README_LINES_MAX = 199
@@ -181,7 +183,7 @@ def script(page: Path, folder: Path, port: int) -> str:
 
 def run_page(page: Path, folder: Path, dsn: str) -> list[Any]:
     """Run a page's commands; return the JSON documents that they printed, in order."""
-    schema = f"docs_{page.stem.lower()}"
+    schema = f"docs_{page.stem.lower().replace('-', '_')}"
     jq = folder / "jq"
     jq.write_text(JQ.format(python=sys.executable))
     jq.chmod(0o755)
@@ -245,6 +247,21 @@ def test_the_commands_about_schedules_do_what_they_say(tmp_path: Path, postgres_
 
 def test_the_commands_of_operations_work(tmp_path: Path, postgres_dsn: str) -> None:
     run_page(OPERATIONS, tmp_path, postgres_dsn)
+
+
+@pytest.mark.parametrize("page", [PYTHON, COMING_FROM], ids=lambda page: page.name)
+def test_the_code_of_the_pages_for_python_runs(
+    page: Path, tmp_path: Path, postgres_dsn: str
+) -> None:
+    run_page(page, tmp_path, postgres_dsn)
+
+
+def test_every_option_of_a_submission_and_all_that_a_handler_knows_is_told_to_python() -> None:
+    rows = table_rows(PYTHON.read_text())
+    names = [name.split("(")[0] for row in rows for name in quoted(row[0])]
+    there = {*JobOptions.__annotations__, *RetryPolicy.__annotations__}
+    assert there <= set(names)
+    assert {name for name in vars(Context) if not name.startswith("_")} <= set(names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

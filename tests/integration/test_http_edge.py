@@ -115,6 +115,7 @@ async def test_a_body_without_a_content_type_is_415() -> None:
     async with house() as h:
         answer = await raw(h, head(b"Content-Length: %d" % len(JOB)) + JOB)
         assert answer.startswith(b"HTTP/1.1 415 ")
+        assert b'"the content type must be application/json"' in answer
         assert await healthy(h)
 
 

@@ -159,7 +159,7 @@ async def test_a_dead_job_is_listed_and_redriven_as_a_new_one() -> None:
         assert (letter.id, letter.reason, letter.job.state) == (dead, "max_attempts", "dead")
         assert letter.job.error == {"type": "Boom", "message": "no"}
 
-        dry = await h.call("POST", "/v1/dead-letters/redrive", {"dry_run": True})
+        dry = await h.call("POST", "/v1/dead-letters/redrive", {"all": True, "dry_run": True})
         assert dry.body["redriven"] == [{"from": dead, "id": None}]
         assert (await h.call("GET", "/v1/dead-letters")).body["dead_letters"] != []
 
@@ -209,13 +209,35 @@ async def test_dead_letters_are_paged_and_deleted() -> None:
         ({"ids": []}, "/ids"),
         ({"ids": ["x"]}, "/ids/0"),
         ({"filter": {"args": 1}}, "/filter/args"),
-        ({"all": True}, "/all"),
+        ({"all": 1}, "/all"),
+        ({"every": True}, "/every"),
     ],
 )
 async def test_a_bad_redrive_is_422(body: dict[str, Any], pointer: str) -> None:
     async with house() as h:
         reply = await h.call("POST", "/v1/dead-letters/redrive", body)
         assert (reply.status, reply.body["pointer"]) == (422, pointer)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"limit": 5, "rate_per_second": 1, "dry_run": True},
+        {"filter": {}, "all": False},
+        {"all": True, "ids": ["018f3c2a-9b40-7000-8000-000000000001"]},
+        {"all": True, "queue": "default"},
+        {"all": True, "filter": {"task": "t"}},
+    ],
+)
+async def test_a_redrive_says_which_letters_or_all_and_not_both(body: dict[str, Any]) -> None:
+    async with house() as h:
+        dead = await kill(h, await h.worker())
+        reply = await h.call("POST", "/v1/dead-letters/redrive", body)
+        assert (reply.status, reply.code) == (422, "selection_invalid")
+        assert reply.body["detail"] == "give ids, a queue or a filter, or else all: true"
+        reply = await h.call("POST", "/v1/dead-letters/redrive", {"filter": {}, "all": True})
+        assert [pair["from"] for pair in reply.body["redriven"]] == [dead]
 
 
 @pytest.mark.parametrize("rate", [1e-307, 1e-9])
@@ -225,7 +247,7 @@ async def test_a_redrive_that_would_take_over_five_years_is_422_and_nothing_is_w
     async with house() as h:
         worker = await h.worker()
         dead = [await kill(h, worker) for _ in range(2)]
-        body = {"limit": 2, "rate_per_second": rate}
+        body = {"all": True, "limit": 2, "rate_per_second": rate}
         reply = await h.call("POST", "/v1/dead-letters/redrive", body)
         assert (reply.status, reply.code) == (422, "rate_out_of_range")
         assert reply.body["pointer"] == "/rate_per_second"

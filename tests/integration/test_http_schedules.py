@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown overlap": ({"interval_seconds": 60, "overlap": "?"}, "/overlap"),
     "unknown dst": ({"interval_seconds": 60, "dst": {"gap": "x"}}, "/dst/gap"),
     "negative jitter": ({"interval_seconds": 60, "jitter_seconds": -1}, "/jitter_seconds"),
-    "no task": ({"interval_seconds": 60, "job": {}}, "/job"),
+    "no task": ({"interval_seconds": 60, "job": {}}, "/job/task"),
     "bad queue": ({"interval_seconds": 60, "job": {"task": "t", "queue": "a;b"}}, "/job/queue"),
     "unknown field": ({"interval_seconds": 60, "every": 1}, "/every"),
 }

@@ -95,7 +95,9 @@ async def test_jobs_are_run_retried_and_given_up_as_their_handlers_say() -> None
         assert attempts == {"flaky": 3, "hopeless": 2}
         (letter,) = [letter async for letter in client.dead_letters.list(queue="default")]
         assert letter["id"] == second["id"]
-        redriven = await client.dead_letters.redrive(queue="default")
+        with pytest.raises(InvalidRequest, match="or else all: true"):
+            await client.dead_letters.redrive()
+        redriven = await client.dead_letters.redrive(all=True)
         assert [pair["from"] for pair in redriven["redriven"]] == [second["id"]]
         assert redriven["remaining"] == 0
 

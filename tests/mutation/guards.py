@@ -189,6 +189,8 @@ GUARDS = (
           " and ask.queue in locked", "", "tests/integration/test_postgres_shards.py"),
     Guard("an attempt of which is heard after its lease is not sent", "core/dispatcher.py",
           " or waited_ms >= terms.lease_ms", "", "tests/unit/test_direct_faults.py"),
+    Guard("no renewal counts while the lease is called lost", "core/workers.py",
+          " and not lease.lapsed", "", "tests/unit/test_workers.py"),
     Guard("what goes on of a session that is gone is kept", "core/kernel.py",
           "            and lease.id not in going_on\n", "", "tests/unit/test_sweeper.py"),
     Guard("a session is called gone for its teller's queues only", "core/workers.py",

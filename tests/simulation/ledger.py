@@ -104,7 +104,8 @@ class Ledger:
         self._paused.pop(queue, None)
 
     def resumed(self, queue: str) -> None:
-        """The resumption is over."""
+        """The resumption is over; when within it the queue was resumed is not known."""
+        self._resumes[queue] += 1
         self._resuming[queue] -= 1
 
     def resumes(self, queue: str) -> int:

@@ -2,7 +2,7 @@
 
     storm     faults strike, clients go on; the ledger judges every send and every answer
     calm      faults stop, clocks agree, dead workers come back, nothing is paused any more
-    recovery  every job must come to its end within a bound
+    recovery  every job must come to its end, and nothing stand still for longer than a bound
     verdict   what was acknowledged is there and explained; the books balance
 
 Everything random comes from the seed and everything happens on one virtual loop, so a seed is a
@@ -12,6 +12,7 @@ complete description of a run.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -37,7 +38,7 @@ from tickwheel.core.settings import Settings
 from tickwheel.core.testing import VirtualClock
 from tickwheel.storage import MemoryStore
 
-RECOVERY_SECONDS = 120.0
+RECOVERY_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 _OPERATOR_SECONDS = 2.0
 _OVERFULL_LOOKS_MAX = 52
@@ -163,10 +164,12 @@ class World:
             self.trace.violate("I16", lane or "")
 
     async def _recover(self) -> None:
-        until = self._loop.time() + RECOVERY_SECONDS
-        while self._rows.unfinished():
+        until, fewest = 0.0, math.inf
+        while jobs := self._rows.unfinished():
+            if len(jobs) < fewest:
+                # However many there are for however few slots: no standstill is longer.
+                until, fewest = self._loop.time() + RECOVERY_SECONDS, len(jobs)
             if self._loop.time() >= until:
-                jobs = self._rows.unfinished()
                 self.trace.violate("I4", f"{len(jobs)} jobs never end, the first is {jobs[0]}")
                 return
             await self._watch(_OPERATOR_SECONDS)

@@ -60,12 +60,43 @@ async def test_a_time_is_sent_with_its_zone_and_refused_without(fake: FakeSchedu
         await client.submit("send", run_at=berlin)
         with pytest.raises(ValueError, match="timezone"):
             await client.submit("send", run_at=datetime(2030, 1, 31))
+        with pytest.raises(ValueError, match=r"run_at is a datetime with a timezone.*'tomorrow'"):
+            await client.submit("send", run_at="tomorrow")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="not both"):
             await client.submit("send", run_at=datetime.now(UTC), delay=1.0)
-        with pytest.raises(TypeError, match="pirority"):
-            await client.submit("send", pirority=1)  # type: ignore[call-arg]
     (asked,) = fake.asked("submit")
     assert asked.body["run_at"] == "2030-01-31T09:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("pirority", "priority"),
+        ("delay_seconds", "delay"),
+        ("timeout", "timeout_seconds"),
+        ("timeot_seconds", "timeout_seconds"),
+    ],
+)
+async def test_an_option_that_no_job_has_is_refused_with_the_nearest_that_it_has(
+    fake: FakeScheduler, wrong: str, meant: str
+) -> None:
+    async with Client(fake.url) as client:
+        with pytest.raises(TypeError, match=f"no {wrong}, perhaps {meant}: .* idempotency_key,"):
+            await client.submit("send", **{wrong: 1})  # type: ignore[arg-type]
+
+
+async def test_a_client_takes_from_the_environment_what_it_is_not_given(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TICKWHEEL_URL", f"{fake.url},http://127.0.0.1:9")
+    monkeypatch.setenv("TICKWHEEL_API_KEY", "tw_environment")
+    clients = [Client(), Client(fake.url, api_key="tw_given"), Client(api_key="")]
+    monkeypatch.setenv("TICKWHEEL_API_KEY", "tw_too_late")
+    for client in clients:
+        async with client:
+            await client.submit("send")
+    said = [asked.headers.get("Authorization") for asked in fake.asked("submit")]
+    assert said == ["Bearer tw_environment", "Bearer tw_given", None]
 
 
 @dataclasses.dataclass
@@ -206,7 +237,9 @@ async def test_a_redrive_that_would_take_the_same_letters_again_is_repeated(
     assert answers.left == []
 
 
-@pytest.mark.parametrize("choice", [{}, {"queue": "mail"}, {"ids": ["a", "b"], "limit": 1}])
+@pytest.mark.parametrize(
+    "choice", [{"all": True}, {"queue": "mail"}, {"ids": ["a", "b"], "limit": 1}]
+)
 async def test_a_redrive_that_would_take_the_next_letters_is_not_repeated(
     choice: dict[str, Any],
 ) -> None:

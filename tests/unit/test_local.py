@@ -230,8 +230,10 @@ def test_what_a_submission_says_becomes_its_spec() -> None:
     assert (spec.task, spec.args, spec.run_at_ms) == ("t", b'{"a": 1}', START_MS + 2)
     assert (spec.queue, spec.priority, spec.tags, spec.delay_ms) == ("q", 2, ("x",), None)
     assert spec_of("t", None, {"delay": 0.0101}).delay_ms == 11
-    with pytest.raises(TypeError):
-        spec_of("t", None, {"unknown": 1})
+    with pytest.raises(TypeError, match="no delay_seconds, perhaps delay: it may have delay,"):
+        spec_of("t", None, {"delay_seconds": 3})
+    with pytest.raises(TypeError, match="no body_hash: it may have"):
+        spec_of("t", None, {"body_hash": b""})
 
 
 @pytest.mark.parametrize(
@@ -266,6 +268,20 @@ def test_a_queue_that_is_no_name_is_not_polled() -> None:
             with pytest.raises(InvalidRequest):
                 await scheduler.submit("t", queue="../q")
             assert scheduler._local._queues == {"default"}
+
+    run(scenario)
+
+
+def test_a_handler_may_be_declared_under_its_own_name() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+
+            @scheduler.task
+            async def send() -> str:
+                return "sent"
+
+            assert (await ended(scheduler, "send")).result == b'"sent"'
+            assert await send() == "sent"
 
     run(scenario)
 

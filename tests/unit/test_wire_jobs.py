@@ -156,6 +156,11 @@ def test_what_is_refused_is_not_repeated_in_the_detail() -> None:
         assert "s3cr3t" not in refused(orjson.dumps({"task": "t", **fields})).detail
 
 
+def test_a_field_that_is_missing_is_pointed_at() -> None:
+    assert refused(b'{"args":{}}').pointer == "/task"
+    assert refused(b'{"jobs":[{"task":"t"},{}]}').pointer == "/jobs/1/task"
+
+
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"x"', b"null"])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     assert refused(body).pointer == ""

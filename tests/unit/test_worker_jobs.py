@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from fake_scheduler import FakeScheduler
 
-from tickwheel.client import Context, Fatal, Retry, Worker, context, errors, outcome, relay
+from tickwheel.client import Context, Fatal, Retry, Worker, context, errors, outcome, relay, worker
 from tickwheel.client.outcome import ERROR_BYTES_MAX, LOGGED_CHARS_MAX
 from tickwheel.client.worker import GC_THRESHOLDS
+from tickwheel.core import names
 from tickwheel.server import wire_workers
 from tickwheel.server.wire import DELAY_SECONDS_MAX
 
@@ -204,12 +205,14 @@ def test_a_worker_and_a_scheduler_have_the_same_limits() -> None:
         outcome.MESSAGE_CHARS_MAX,
         context.PROGRESS_BYTES_MAX,
         errors.RETRY_SECONDS_MAX,
+        worker.NAME,
     ) == (
         wire_workers.RESULT_BYTES_MAX,
         wire_workers.ERROR_TEXT_BYTES_MAX,
         wire_workers.ERROR_MESSAGE_MAX,
         wire_workers.PROGRESS_BYTES_MAX,
         DELAY_SECONDS_MAX,
+        names.NAME,
     )
 
 
@@ -402,11 +405,70 @@ async def test_the_log_of_a_handlers_error_is_one_short_line(
         await fake.reported("failed", job_id)
     (record,) = [record for record in caplog.records if job_id in record.getMessage()]
     assert record.exc_info is None
-    start = f"job {job_id} failed: "
+    start = f"job {job_id} (bad) attempt 1 of 5 failed, is tried again: "
     line = record.getMessage()
     assert line.startswith(start + r"ValueError: é\n\x1b[2J\x00")
     assert line.isprintable()
     assert len(line) == len(start) + LOGGED_CHARS_MAX
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error", "said"),
+    [
+        (2, ValueError("no"), "attempt 2 of 3 failed, is tried again: ValueError: no"),
+        (3, ValueError("no"), "attempt 3 of 3 failed for the last time: ValueError: no"),
+        (1, Fatal("no"), "attempt 1 of 3 failed for the last time: Fatal: no"),
+    ],
+)
+async def test_the_log_of_a_failed_attempt_tells_whether_there_is_another(
+    fake: FakeScheduler,
+    caplog: pytest.LogCaptureFixture,
+    attempt: int,
+    error: Exception,
+    said: str,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def bad() -> None:
+        raise error
+
+    async with worker:
+        job_id = fake.offer("bad", attempt=attempt, max_attempts=3)
+        await fake.reported("failed", job_id)
+    assert f"job {job_id} (bad) {said}" in caplog.messages
+
+
+async def test_the_traceback_of_a_failed_attempt_is_logged_for_who_looks_closer(
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "tickwheel.worker")
+    worker = Worker(fake.url)
+
+    @worker.task
+    async def bad() -> None:
+        raise ValueError("\x1b[2J\nforged")
+
+    async with worker:
+        job_id = fake.offer("bad")
+        await fake.reported("failed", job_id)
+    (trace,) = [record for record in caplog.records if "Traceback" in record.getMessage()]
+    assert trace.levelname == "DEBUG"
+    assert job_id in trace.getMessage()
+    assert "in bad\n" in trace.getMessage()
+    assert "ValueError: \\x1b[2J\n  forged" in trace.getMessage()
+
+
+async def test_a_worker_says_at_its_start_what_it_serves(
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tickwheel.worker")
+    worker = Worker(fake.url, queues={"default": 5, "mail": 2})
+    worker.task("send")(lambda: None)
+    worker.task("count")(lambda: None)
+    async with worker:
+        await fake.until(lambda: fake.asked("poll"))
+    assert "serves the queues default (5), mail (2), the tasks count, send" in caplog.messages
 
 
 async def test_a_timeout_cancels_an_async_handler_and_fails_the_attempt(
@@ -661,6 +723,12 @@ def test_a_worker_refuses_what_can_never_work() -> None:
         Worker("127.0.0.1:8080")
     with pytest.raises(ValueError, match="slot"):
         Worker("http://127.0.0.1", queues={"default": 0})
+    with pytest.raises(ValueError, match="slot"):
+        Worker("http://127.0.0.1", queues={"default": "3"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"queues maps each name to its slots.*\['default'\]"):
+        Worker("http://127.0.0.1", queues=["default"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="queue 'a b': a name is"):
+        Worker("http://127.0.0.1", queues={"a b": 1})
     worker = Worker("http://127.0.0.1")
     worker.task("a")(lambda: None)
     with pytest.raises(ValueError, match="twice"):

@@ -363,10 +363,14 @@ async def test_every_request_carries_the_name_and_password_of_the_url(fake: Fake
     assert said == {"Basic bWU6YTpi"}
 
 
-async def test_the_first_registration_being_refused_ends_the_worker(fake: FakeScheduler) -> None:
+async def test_the_first_registration_being_refused_ends_the_worker(
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tickwheel.worker")
     fake.refuse("register", 401, "unauthorized")
     with pytest.raises(NotAllowed):
         await Worker(fake.url).serve()
+    assert "stopping" not in caplog.text  # nothing runs, so nothing is waited for
 
 
 async def test_a_scheduler_that_is_not_ready_yet_is_waited_for(fake: FakeScheduler) -> None:
@@ -528,7 +532,10 @@ async def test_when_a_scheduler_dies_another_is_told_how_its_jobs_ended(
 # The end.
 
 
-async def test_stopping_lets_running_jobs_finish_and_then_leaves(fake: FakeScheduler) -> None:
+async def test_stopping_lets_running_jobs_finish_and_then_leaves(
+    fake: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tickwheel.worker")
     worker = Worker(fake.url)
     waiting = Waiting(worker)
     serving = asyncio.create_task(worker.serve())
@@ -538,6 +545,7 @@ async def test_stopping_lets_running_jobs_finish_and_then_leaves(fake: FakeSched
     waiting.go_on.set()
     await serving
     assert fake.items("succeeded")[job_id]["result"] == "done"
+    assert "stopping: 1 jobs run, and have 30 s" in caplog.messages
     verbs = [asked.verb for asked in fake.requests]
     assert verbs.index("report") < verbs.index("leave") == len(verbs) - 1
 

@@ -13,6 +13,7 @@ from unit.rig import (
     state_of,
     store_of,
     submit,
+    until,
 )
 
 from tickwheel.core import InvalidRequest, Queue, Unavailable, UnknownWorker
@@ -282,6 +283,46 @@ def test_a_running_item_that_is_being_settled_is_fine_under_its_token_alone() ->
             assert [status for _, status in answer.results] == ["ok", "stale"]
             store.late.pop("settle").set()
             await reporting
+
+    run(scenario)
+
+
+def test_a_renewal_that_comes_while_its_lease_is_being_called_lost_is_too_late() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [lease] = await hand.poll()
+            store.late["settle"] = asyncio.Event()
+            await until(lambda: lease.settling is not None)
+            assert dict((await hand.report(running=(lease,))).results) == {lease.id: "stale"}
+            store.late.pop("settle").set()
+            [again] = await hand.poll()
+            assert (again.id, again.row.attempt) == (lease.id, 2)
+
+    run(scenario)
+
+
+def test_a_lease_whose_loss_could_not_be_written_may_be_renewed() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await submit(scheduler)
+            [lease] = await hand.poll()
+            await asyncio.sleep(29)
+            store.down = True
+            await until(lambda: lease.settling is not None)
+            await until(lambda: lease.settling is None)
+            store.down = False
+            assert dict((await hand.report(running=(lease,))).results) == {lease.id: "ok"}
+            store.late["settle"] = asyncio.Event()
+            reporting = asyncio.create_task(hand.report(lease))
+            await until(lambda: lease.settling is not None)
+            assert dict((await hand.report(running=(lease,))).results) == {lease.id: "ok"}
+            store.late.pop("settle").set()
+            assert dict((await reporting).results) == {lease.id: "ok"}
 
     run(scenario)
 
