@@ -343,8 +343,8 @@ class Dispatcher:
                 kernel.forget_leases([before])
             by_id[job_id] = session.leases[job_id] = lease
             running[lease.queue] += 1
-            stays = queue.paused or job_id in withheld or waited_ms >= terms.lease_ms
-            if stays or job[7] not in shards or not here[worker_id]:
+            kept_back = queue.paused or job_id in withheld or waited_ms >= terms.lease_ms
+            if kept_back or job[7] not in shards or not here[worker_id]:
                 unwanted.append(lease)
             elif job[2] <= now_ms:
                 session.outbox[job_id] = lease

@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable
 from itertools import groupby
 
 from .errors import TickwheelError, Unavailable
+from .failures import Failures
 from .job import Ending, State, Waiting
-from .kernel import Kernel, Once
+from .kernel import Kernel
 from .lease import Lease
 from .plan import MISFIRE_GRACE_MS, decide_overlap
 from .schedule import ScheduleSpec
@@ -42,7 +43,7 @@ class Gate:
         self._cancel = cancel
         self._buffered: dict[str, Waiting] = {}
         self._let_through: dict[str, list[str]] = {}
-        self._failures = Once()
+        self._failures = Failures()
         ticker.spared = self._spared
 
     def ended(self, lease: Lease) -> None:
@@ -81,7 +82,7 @@ class Gate:
             delay_ms = min(early) - now_ms
             asyncio.get_running_loop().call_later(delay_ms / 1000, self._parked.set)
         for schedule_id, group in groupby(due, key=lambda job: job[6] or ""):
-            with self._failures.tolerated(f"schedule {schedule_id}"):
+            with self._failures.contained(f"schedule {schedule_id}"):
                 await self._decide(schedule_id, list(group), now_ms)
 
     async def _decide(self, schedule_id: str, jobs: list[Waiting], now_ms: int) -> None:

@@ -328,28 +328,6 @@ class Kernel:
                 del self._watchers[job_id]
 
 
-class Once:
-    """Has the errors of one thing, as a schedule, cost nobody else: told to the loop, once each."""
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()
-
-    @contextmanager
-    def tolerated(self, name: str) -> Iterator[None]:
-        """Let `Unavailable` through, and tell of any other error unless that has been done."""
-        try:
-            yield
-        except Unavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is told)
-            if name not in self._told:
-                self._told.add(name)
-                context = {"message": f"{name} fails", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(context)
-        else:
-            self._told.discard(name)
-
-
 def report_failure(task: asyncio.Task[None]) -> None:
     """Tell the loop's exception handler if the task failed: nobody awaits it."""
     if not task.cancelled() and (error := task.exception()) is not None:

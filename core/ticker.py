@@ -12,9 +12,10 @@ from contextlib import suppress
 
 from .alarm import Alarm
 from .errors import Unavailable
+from .failures import Failures
 from .ids import mint, shard_for
 from .job import NewJob
-from .kernel import Kernel, Once
+from .kernel import Kernel
 from .plan import MISFIRE_GRACE_MS, Tick, apply_misfire, is_overdue, plan_tick
 from .ports import NewTick
 from .schedule import JobTemplate, Schedule, ScheduleSpec, jittered
@@ -32,7 +33,7 @@ class Ticker:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._alarm = Alarm()
-        self._failures = Once()
+        self._failures = Failures()
         self.specs: dict[str, ScheduleSpec | None] = {}
         """Specs as last read, for the gate; None: the schedule is gone."""
         self.spared: Callable[[str], Collection[str]] = lambda _: ()
@@ -117,7 +118,7 @@ class Ticker:
             if schedule.id in self.specs:
                 self.specs[schedule.id] = schedule.spec
             # What can't be planned, as by other rules than it was made by, holds up no other.
-            with self._failures.tolerated(f"schedule {schedule.id}"):
+            with self._failures.contained(f"schedule {schedule.id}"):
                 await self._materialise(schedule, now_ms)
         return len(schedules) == _SCHEDULES_PAGE
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 DOCUMENT_BYTES_MAX = 256 * 1024
 SLOW_BYTES_MAX = 1024 * 1024
-"""The longest text that is parsed in Python: a tenth of a second."""
+"""The longest text that is parsed in Python, which holds up the loop for some tenths of a second."""
 DEPTH_MAX = 128
 DAY_SECONDS = 86_400
 DELAY_SECONDS_MAX = 5 * 366 * DAY_SECONDS

@@ -59,7 +59,7 @@ class PgList(PgBase):
         left = EXAMINED_MAX - page.examined
         wanted = page.limit - len(page.found)
         rows = await link.fetch(
-            self._sql("list_jobs", name), *page.place, left, *page.conditions, wanted, page.room
+            self._sql("list_jobs", name), *page.conditions, *page.place, left, wanted, page.room
         )
         jobs = [job_of(row) for row in rows]
         page.found += jobs

@@ -1,3 +1,11 @@
+-- name: job_conditions
+($1::text IS NULL OR state = $1)
+AND ($2::text IS NULL OR queue = $2)
+AND ($3::text IS NULL OR task = $3)
+AND ($4::text IS NULL OR $4 = ANY(tags))
+AND ($5::text IS NULL OR schedule_id = $5)
+AND ($6::text[] IS NULL OR queue = ANY($6))
+
 -- name: list_jobs
 SELECT {job_columns}
 FROM (
@@ -9,16 +17,11 @@ FROM (
         FROM (
             SELECT *
             FROM {partition}
-            WHERE (scheduled_at, id) < ($1::timestamptz, $2::uuid)
+            WHERE (scheduled_at, id) < ($7::timestamptz, $8::uuid)
             ORDER BY scheduled_at DESC, id DESC
-            LIMIT $3
+            LIMIT $9
         ) AS examined
-        WHERE ($4::text IS NULL OR state = $4)
-            AND ($5::text IS NULL OR queue = $5)
-            AND ($6::text IS NULL OR task = $6)
-            AND ($7::text IS NULL OR $7 = ANY(tags))
-            AND ($8::text IS NULL OR schedule_id = $8)
-            AND ($9::text[] IS NULL OR queue = ANY($9))
+        WHERE {job_conditions}
         ORDER BY scheduled_at DESC, id DESC
         LIMIT $10
     ) AS page

@@ -28,14 +28,6 @@ RETURNING {queue_columns};
 UPDATE {schema}.queues SET paused = $2, paused_reason = $3 WHERE name = $1
 RETURNING {queue_columns};
 
--- name: letter_conditions
-($1::text IS NULL OR state = $1)
-AND ($2::text IS NULL OR queue = $2)
-AND ($3::text IS NULL OR task = $3)
-AND ($4::text IS NULL OR $4 = ANY(tags))
-AND ($5::text IS NULL OR schedule_id = $5)
-AND ($6::text[] IS NULL OR queue = ANY($6))
-
 -- name: dead_letters
 -- One half of the union is empty: letters that are named are found by their ids, all others by time.
 SELECT {job_columns}, died_at
@@ -51,14 +43,14 @@ FROM (
                 FROM {schema}.dead_letters
                 WHERE $7::uuid[] IS NULL
                     AND (died_at, id) < ($8::timestamptz, $9::uuid)
-                    AND {letter_conditions}
+                    AND {job_conditions}
                 ORDER BY died_at DESC, id DESC
                 LIMIT $10
             )
             UNION ALL
             (SELECT * FROM {schema}.dead_letters WHERE id = ANY($7) OFFSET 0)
         ) AS letters
-        WHERE (died_at, id) < ($8, $9) AND {letter_conditions}
+        WHERE (died_at, id) < ($8, $9) AND {job_conditions}
         ORDER BY died_at DESC, id DESC
         LIMIT $10
     ) AS page
@@ -75,7 +67,7 @@ FROM (
         UNION ALL
         SELECT * FROM {schema}.dead_letters WHERE id = ANY($7)
     ) AS letters
-    WHERE {letter_conditions}
+    WHERE {job_conditions}
     LIMIT $8
 ) AS counted;
 

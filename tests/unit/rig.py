@@ -7,7 +7,8 @@ import inspect
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from tickwheel.core import JobSpec, OutcomeUnknown, Scheduler, Settings, Unavailable
@@ -157,6 +158,17 @@ async def submit(scheduler: Scheduler, count: int = 1, **spec: Any) -> list[str]
         batch = [JobSpec("t", **spec) for _ in range(min(1_000, count - len(ids)))]
         ids += [each.id for each in await scheduler.jobs.submit(batch)]
     return ids
+
+
+@asynccontextmanager
+async def one_running(clock: VirtualClock) -> AsyncIterator[tuple[Faulty, Hand, Lease]]:
+    """Give a store that may go wrong, and a worker of a scheduler on it that runs its only job."""
+    store = faulty(clock)
+    async with scheduler_on(store, clock) as scheduler:
+        hand = await Hand(scheduler).join()
+        await submit(scheduler)
+        [lease] = await hand.poll()
+        yield store, hand, lease
 
 
 async def append_unheard(scheduler: Scheduler, at_ms: int, queue: str = "default") -> str:

@@ -9,6 +9,7 @@ import pytest
 from unit.rig import (
     MINUTE,
     SECOND,
+    Faulty,
     Hand,
     books_balance,
     faulty,
@@ -35,6 +36,14 @@ def every(interval_ms: int, overlap: str, **fields: Any) -> ScheduleSpec:
 async def counters(scheduler: Scheduler) -> tuple[int, int, int]:
     schedule = await scheduler.schedules.get("s")
     return schedule.fired, schedule.skipped, schedule.missed
+
+
+async def outage(store: Faulty, seconds: float, and_then: float) -> None:
+    """Have the store away for so long, and wait for what the scheduler makes of it."""
+    store.down = True
+    await asyncio.sleep(seconds)
+    store.down = False
+    await asyncio.sleep(and_then)
 
 
 def test_skip_ends_what_fires_while_another_runs() -> None:
@@ -242,10 +251,7 @@ def test_what_waits_for_a_worker_is_not_late_when_the_next_one_is() -> None:
         async with scheduler_on(store, clock) as scheduler:
             await scheduler.schedules.put("s", every(10 * SECOND, "skip"))
             await asyncio.sleep(19)
-            store.down = True
-            await asyncio.sleep(4)
-            store.down = False
-            await asyncio.sleep(2)
+            await outage(store, 4, 2)
             hand = await Hand(scheduler).join()
             [first] = await hand.poll(3_000)
             assert first.run_at_ms == START_MS + 10 * SECOND
@@ -263,10 +269,7 @@ def test_what_is_buffered_is_not_late_when_the_next_one_is() -> None:
             await scheduler.schedules.put("s", every(10 * SECOND, "buffer_one"))
             [first] = await hand.poll(15_000)
             await asyncio.sleep(19)
-            store.down = True
-            await asyncio.sleep(4)
-            store.down = False
-            await asyncio.sleep(2)
+            await outage(store, 4, 2)
             await hand.report(first)
             [second] = await hand.poll(3_000)
             assert second.run_at_ms == START_MS + 20 * SECOND
@@ -282,14 +285,39 @@ def test_after_an_outage_the_latest_runs_whether_it_was_made_before_or_not(horiz
         async with scheduler_on(store, clock, horizon_ms=horizon_ms) as scheduler:
             await scheduler.schedules.put("s", every(4 * SECOND, "skip"))
             await asyncio.sleep(1)
-            store.down = True
-            await asyncio.sleep(29)
-            store.down = False
-            await asyncio.sleep(1.5)
+            await outage(store, 29, 1.5)
             hand = await Hand(scheduler).join()
             [only] = await hand.poll(100)
             assert only.run_at_ms >= START_MS + 28 * SECOND
             assert await counters(scheduler) == (1, 0, 6)
             books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_schedule_of_which_nothing_can_be_decided_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        told: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: told.append(context["message"])
+        )
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            for name in ("bad", "good"):
+                await scheduler.schedules.put(name, every(10 * SECOND, "skip"))
+            decide = scheduler._gate._overlap
+
+            async def fails(schedule_id: str, *rest: Any) -> None:
+                if schedule_id == "bad":
+                    raise ZeroDivisionError
+                await decide(schedule_id, *rest)
+
+            monkeypatch.setattr(scheduler._gate, "_overlap", fails)
+            [lease] = await hand.poll(15_000)
+            assert lease.schedule_id == "good"
+            assert told == ["schedule bad fails"]
+            assert not scheduler.failed.is_set()
 
     run(scenario)

@@ -437,3 +437,18 @@ def test_giving_back_needs_a_store() -> None:
         await scheduler.stop()
 
     run(scenario)
+
+
+def test_shards_do_not_run_out_before_their_owner_does() -> None:
+    """Those of a member that lives are taken without its being counted out."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            store.delay_ms = 50
+            await scheduler._ownership.keep()
+            [member] = store._store._tables.members.values()
+            for shard in store._store._tables.shards.values():
+                assert shard.expires_at_ms >= member.expires_at_ms
+
+    run(scenario)

@@ -80,6 +80,15 @@ def cluster(store: object, clock: VirtualClock) -> list[Scheduler]:
     return [scheduler_on(store, clock) for _ in range(2)]
 
 
+@asynccontextmanager
+async def sharing(store: object, clock: VirtualClock) -> AsyncIterator[list[Scheduler]]:
+    """Give two schedulers that share the eight shards of a store."""
+    first, second = cluster(store, clock)
+    async with first, second:
+        await until(lambda: len(second._kernel.residents.shards) == 4)
+        yield [first, second]
+
+
 async def limited(store: MemoryStore, limit: int) -> None:
     await store.put_queue(Queue("default", max_running=limit))
 
@@ -92,9 +101,7 @@ def test_two_schedulers_never_run_more_than_the_limit_and_use_all_of_it() -> Non
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock, shards=8)
         await limited(store, 3)
-        first, second = cluster(store, clock)
-        async with first, second:
-            await until(lambda: len(second._kernel.residents.shards) == 4)
+        async with sharing(store, clock) as (first, second):
             hands = [await Hand(each).join() for each in (first, second)]
             for each in (first, second):
                 await submit(each, 30)
@@ -127,9 +134,7 @@ def test_a_job_of_a_limited_queue_starts_when_its_permit_is_there() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock, shards=8)
         await limited(store, 3)
-        first, second = cluster(store, clock)
-        async with first, second:
-            await until(lambda: len(second._kernel.residents.shards) == 4)
+        async with sharing(store, clock) as (first, _):
             hand = await Hand(first).join()
             for _ in range(5):
                 await asyncio.sleep(3.21)
@@ -144,9 +149,7 @@ def test_what_another_scheduler_pauses_or_resumes_holds_here_at_once() -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = store_of(clock, shards=8)
         await store.put_queue(Queue("default"))
-        first, second = cluster(store, clock)
-        async with first, second:
-            await until(lambda: len(second._kernel.residents.shards) == 4)
+        async with sharing(store, clock) as (first, second):
             hand = await Hand(first).join()
             for seconds in (1.23, 1.51, 1.79):
                 await second.queues.pause("default")

@@ -7,7 +7,16 @@ import random
 from typing import Any
 
 import pytest
-from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_of, submit
+from unit.rig import (
+    Hand,
+    books_balance,
+    faulty,
+    one_running,
+    scheduler_on,
+    state_of,
+    store_of,
+    submit,
+)
 
 from tickwheel.core import Unavailable
 from tickwheel.core.errors import UnknownWorker
@@ -127,11 +136,7 @@ async def reading_a_row(hand: Hand, store: Any, lease: Any) -> asyncio.Task[Repo
 
 def test_a_lease_that_another_report_settles_while_a_row_is_read_is_settled_once() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             store.late["settle"] = asyncio.Event()
             both = await reading_a_row(hand, store, lease)
             alone = asyncio.ensure_future(hand.report(lease))
@@ -141,7 +146,7 @@ def test_a_lease_that_another_report_settles_while_a_row_is_read_is_settled_once
             store.late["settle"].set()
             assert (await alone).results == [(lease.id, "ok")]
             assert [status for _, status in (await both).results] == ["duplicate", "stale"]
-            books_balance(scheduler)
+            books_balance(hand.scheduler)
 
     run(scenario)
 
@@ -152,40 +157,32 @@ def test_a_lease_that_another_report_has_settled_while_a_row_was_read_is_a_dupli
     monkeypatch.setattr("tickwheel.core.workers.LOOKS_MAX", 1)
 
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             both = await reading_a_row(hand, store, lease)
             assert (await hand.report(lease)).results == [(lease.id, "ok")]
             store.late["get"].set()
             assert [status for _, status in (await both).results] == ["duplicate", "stale"]
-            books_balance(scheduler)
+            books_balance(hand.scheduler)
 
     run(scenario)
 
 
 def test_a_session_that_is_forgotten_while_its_report_waits_adopts_nothing() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             store.delay_ms, store.down = 10, True
             first = asyncio.ensure_future(hand.report(lease))
             await asyncio.sleep(0.001)
             second = asyncio.ensure_future(hand.report(lease))
             await asyncio.sleep(0.001)
-            scheduler._dispatcher.dismiss(scheduler.workers.list()[0])
+            hand.scheduler._dispatcher.dismiss(hand.scheduler.workers.list()[0])
             with pytest.raises(Unavailable):
                 await first
             with pytest.raises(UnknownWorker):
                 await second
             assert lease.worker_id == ""
             store.down = False
-            again = await Hand(scheduler).join()
+            again = await Hand(hand.scheduler).join()
             assert (await again.report(lease)).results == [(lease.id, "ok")]
 
     run(scenario)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from unit.rig import Hand, books_balance, faulty, scheduler_on, state_of, store_of, submit
+from unit.rig import (
+    Hand,
+    books_balance,
+    faulty,
+    one_running,
+    scheduler_on,
+    state_of,
+    store_of,
+    submit,
+)
 
 from tickwheel.core import Unavailable
 from tickwheel.core.job import State
@@ -27,20 +36,16 @@ class Outcomes(NoMetrics):
 
 def test_a_report_is_answered_after_the_commit_and_not_before() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             store.late["settle"] = asyncio.Event()
             reporting = asyncio.create_task(hand.report(lease))
             await asyncio.sleep(60)
             assert not reporting.done()
-            assert scheduler._kernel.leases.get(lease.id) is lease
+            assert hand.scheduler._kernel.leases.get(lease.id) is lease
             store.late.pop("settle").set()
             assert (await reporting).results == [(lease.id, "ok")]
-            assert scheduler._kernel.leases.get(lease.id) is None
-            books_balance(scheduler)
+            assert hand.scheduler._kernel.leases.get(lease.id) is None
+            books_balance(hand.scheduler)
 
     run(scenario)
 
@@ -91,18 +96,14 @@ def test_an_outage_longer_than_the_lease_costs_a_reporting_worker_nothing() -> N
 
 def test_a_settlement_whose_reply_was_lost_is_ok_when_it_is_repeated() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             store.lost = {"settle"}
             with pytest.raises(Unavailable):
                 await hand.report(lease)
             store.lost = set()
             assert (await hand.report(lease)).results == [(lease.id, "ok")]
             assert (await hand.report(lease)).results == [(lease.id, "duplicate")]
-            books_balance(scheduler)
+            books_balance(hand.scheduler)
 
     run(scenario)
 

@@ -78,6 +78,17 @@ async def moved(giver: FakeScheduler, taker: FakeScheduler) -> str:
     return job_id
 
 
+async def falls_silent_for_a_while(one: FakeScheduler, other: FakeScheduler) -> None:
+    """See that a worker of both goes on at the other meanwhile, and at both afterwards."""
+    for verb in ("report", "poll"):
+        one.refuse(verb, 503, "unavailable", times=10_000)
+    count = len(one.asked("report"))
+    await one.until(lambda: len(one.asked("report")) > count + 1)
+    await other.reported("succeeded", other.offer("run"))
+    one.relent()
+    await one.reported("succeeded", one.offer("run"))
+
+
 async def test_a_worker_that_knows_one_scheduler_finds_the_others(
     fakes: list[FakeScheduler],
 ) -> None:
@@ -200,13 +211,7 @@ async def test_a_scheduler_with_an_address_that_is_none_is_told_of_all_the_same(
     worker, _ = holding(first.url, second.url)
     async with worker:
         await second.until(partial(second.asked, "poll"))
-        for verb in ("report", "poll"):
-            second.refuse(verb, 503, "unavailable", times=10_000)
-        count = len(second.asked("report"))
-        await second.until(lambda: len(second.asked("report")) > count + 1)
-        await first.reported("succeeded", first.offer("run"))
-        second.relent()
-        await second.reported("succeeded", second.offer("run"))
+        await falls_silent_for_a_while(second, first)
     assert first.gone() == []
 
 
@@ -384,13 +389,7 @@ async def test_a_scheduler_given_by_another_address_than_it_tells_is_not_called_
             await fake.until(partial(fake.asked, "poll"))
         introduce(first, second)
         await first.reported("succeeded", first.offer("run"))
-        for verb in ("report", "poll"):
-            second.refuse(verb, 503, "unavailable", times=10_000)
-        count = len(second.asked("report"))
-        await second.until(lambda: len(second.asked("report")) > count + 1)
-        await first.reported("succeeded", first.offer("run"))
-        second.relent()
-        await second.reported("succeeded", second.offer("run"))
+        await falls_silent_for_a_while(second, first)
     assert first.gone() == []
     assert len(second.asked("register")) == 1
 

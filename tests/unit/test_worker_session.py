@@ -336,8 +336,14 @@ async def test_one_unreadable_item_costs_no_other_its_report(
     assert [r for r in caplog.records if r.levelno == logging.ERROR and "dropped" in r.message]
 
 
-async def test_every_request_carries_the_api_key(fake: FakeScheduler) -> None:
-    worker = Worker(fake.url, api_key="tw_secret")
+@pytest.mark.parametrize(
+    ("user", "api_key", "said"),
+    [("", "tw_secret", "Bearer tw_secret"), ("me:a%3Ab@", None, "Basic bWU6YTpi")],
+)
+async def test_every_request_carries_the_api_key_or_the_name_and_password_of_the_url(
+    user: str, api_key: str | None, said: str, fake: FakeScheduler
+) -> None:
+    worker = Worker(fake.url.replace("//", f"//{user}"), api_key=api_key)
     waiting = Waiting(worker)
     async with worker:
         job_id = fake.offer("wait", lease_seconds=1.0)
@@ -346,21 +352,7 @@ async def test_every_request_carries_the_api_key(fake: FakeScheduler) -> None:
         await fake.reported("succeeded", job_id)
     verbs = {asked.verb for asked in fake.requests}
     assert verbs == {"register", "poll", "report", "leave"}
-    assert {asked.headers["Authorization"] for asked in fake.requests} == {"Bearer tw_secret"}
-
-
-async def test_every_request_carries_the_name_and_password_of_the_url(fake: FakeScheduler) -> None:
-    worker = Worker(fake.url.replace("//", "//me:a%3Ab@"))
-    waiting = Waiting(worker)
-    async with worker:
-        job_id = fake.offer("wait", lease_seconds=1.0)
-        await fake.until(lambda: fake.items("running"))
-        waiting.go_on.set()
-        await fake.reported("succeeded", job_id)
-    verbs = {asked.verb for asked in fake.requests}
-    assert verbs == {"register", "poll", "report", "leave"}
-    said = {asked.headers.get("Authorization") for asked in fake.requests}
-    assert said == {"Basic bWU6YTpi"}
+    assert {asked.headers.get("Authorization") for asked in fake.requests} == {said}
 
 
 async def test_the_first_registration_being_refused_ends_the_worker(

@@ -9,6 +9,7 @@ from unit.rig import (
     Hand,
     books_balance,
     faulty,
+    one_running,
     scheduler_on,
     state_of,
     store_of,
@@ -270,16 +271,12 @@ def test_two_reports_of_one_end_at_the_same_time_agree() -> None:
 
 def test_a_running_item_that_is_being_settled_is_fine_under_its_token_alone() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             store.late["settle"] = asyncio.Event()
             reporting = asyncio.create_task(hand.report(lease))
             await asyncio.sleep(0.01)
             items = [RunningItem(lease.id, lease.fencing_token + extra) for extra in (0, 1)]
-            answer = await scheduler.workers.report(hand.worker_id, Report(running=items))
+            answer = await hand.scheduler.workers.report(hand.worker_id, Report(running=items))
             assert [status for _, status in answer.results] == ["ok", "stale"]
             store.late.pop("settle").set()
             await reporting
@@ -289,11 +286,7 @@ def test_a_running_item_that_is_being_settled_is_fine_under_its_token_alone() ->
 
 def test_a_renewal_that_comes_while_its_lease_is_being_called_lost_is_too_late() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             store.late["settle"] = asyncio.Event()
             await until(lambda: lease.settling is not None)
             assert dict((await hand.report(running=(lease,))).results) == {lease.id: "stale"}
@@ -306,11 +299,7 @@ def test_a_renewal_that_comes_while_its_lease_is_being_called_lost_is_too_late()
 
 def test_a_lease_whose_loss_could_not_be_written_may_be_renewed() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            hand = await Hand(scheduler).join()
-            await submit(scheduler)
-            [lease] = await hand.poll()
+        async with one_running(clock) as (store, hand, lease):
             await asyncio.sleep(29)
             store.down = True
             await until(lambda: lease.settling is not None)
