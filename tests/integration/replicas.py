@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -97,6 +98,7 @@ async def replicated() -> AsyncIterator[Pair]:
             standby.terminate()
         finally:
             with suppress(ProcessLookupError):
-                process.terminate()
+                # Not SIGTERM, on which it would wait for clients that a failing test leaves behind.
+                process.send_signal(signal.SIGINT)
             await process.wait()
             await postgres.stop()
