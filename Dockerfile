@@ -18,7 +18,8 @@ ENV TICKWHEEL_HOST=0.0.0.0 \
     TICKWHEEL_DATA_DIR=/var/lib/tickwheel
 VOLUME /var/lib/tickwheel
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", \
-    "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"TICKWHEEL_PORT\"]}/readyz', timeout=2)"]
+# Not /readyz: who waits for its database is not to be replaced.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s CMD ["python", "-c", \
+    "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"TICKWHEEL_PORT\"]}/healthz', timeout=2)"]
 ENTRYPOINT ["tickwheel"]
 CMD ["serve"]

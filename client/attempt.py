@@ -36,6 +36,7 @@ class Attempt:
         "halted",
         "handler",
         "id",
+        "in_thread",
         "job",
         "lease_seconds",
         "progress",
@@ -63,6 +64,8 @@ class Attempt:
         self.halted: Halt | None = None
         self.task: asyncio.Task[None] | None = None
         """The task its handler runs in, while it does."""
+        self.in_thread = False
+        """Its function runs in a thread, which nothing can stop. Set before `halted` is looked at."""
         self.progress: bytes | None = None
         self.ended: Ended | None = None
         """How it ended, unless it just succeeded without a result."""
@@ -82,12 +85,12 @@ class Attempt:
         self.sent_at = sent_at
 
     def halt(self, reason: Halt) -> None:
-        """Ask the handler to stop: async ones are cancelled, sync ones only told by the context.
+        """Ask the handler to stop: its task is cancelled, a thread is only told by the context.
 
         Only once: the first reason counts.
         """
         if self.halted is None:
             self.halted = reason
-            # A sync handler's task waits for its thread, and must not let go of it.
-            if self.task is not None and self.handler is not None and self.handler.is_async:
+            # Whoever waits for a thread must not let go of it.
+            if self.task is not None and not self.in_thread:
                 self.task.cancel()

@@ -4,16 +4,17 @@
 
 While nothing is under way a batch leaves at once; while a request is, it gathers until it is full
 or its first job has waited for 5 ms. A request is atomic, so one bad job refuses its whole batch:
-then the batch is halved and sent again until only the guilty one gets the error.
+then the batch is halved and sent again until only the guilty one gets the error. One that a full
+queue refuses is sent again queue by queue.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Self, TypeAlias, Unpack
+from typing import Any, NamedTuple, Self, TypeAlias, Unpack
 
-from .errors import ClientError, NotAllowed, ProblemError, TryLater
+from .errors import QUEUE_FULL, ClientError, NotAllowed, ProblemError, TryLater
 from .shapes import JobOptions, Submitted
 from .submission import JOBS_PER_REQUEST_MAX, encode_job, split
 
@@ -23,7 +24,13 @@ PENDING_MAX = 20_000
 """Submissions not yet answered; past it `submit` waits for its turn."""
 
 Send: TypeAlias = Callable[[list[bytes], bool], Awaitable[list[Submitted]]]
-_Entry: TypeAlias = "tuple[bytes, bool, asyncio.Future[Submitted]]"
+
+
+class _Entry(NamedTuple):
+    body: bytes
+    queue: str | None
+    keyed: bool
+    answer: asyncio.Future[Submitted]
 
 
 class Batcher:
@@ -53,7 +60,7 @@ class Batcher:
                 raise RuntimeError("the batch is closed")
             future: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
             keyed = options.get("idempotency_key") is not None
-            self._pending.append((job, keyed, future))
+            self._pending.append(_Entry(job, options.get("queue"), keyed, future))
             self._arm()
             return await future
 
@@ -94,40 +101,45 @@ class Batcher:
 
     async def _deliver(self, batch: list[_Entry]) -> None:
         entries = iter(batch)
-        for bodies in split(entry[0] for entry in batch):
+        for bodies in split(entry.body for entry in batch):
             part = [next(entries) for _ in bodies]
             await self._deliver_part(part)
 
     async def _deliver_part(self, part: list[_Entry]) -> None:
         """Send; on a refusal halve and send again: the guilty job costs log2(1,000) requests."""
         try:
-            answers = await self._send(
-                [body for body, _, _ in part], all(keyed for _, keyed, _ in part)
-            )
+            answers = await self._send([job.body for job in part], all(job.keyed for job in part))
         except ProblemError as error:
-            if len(part) == 1 or isinstance(error, NotAllowed | TryLater):  # no job's fault
+            smaller = _parts(part, error)
+            if not smaller:
                 _fail(part, error)
-                return
-            middle = len(part) // 2
-            await self._deliver_part(part[:middle])
-            await self._deliver_part(part[middle:])
+            await asyncio.gather(*map(self._deliver_part, smaller))
         except ClientError as error:
             _fail(part, error)
         except BaseException:
-            _cancel(part)
+            for job in part:
+                job.answer.cancel()
             raise
         else:
-            for (_, _, future), answer in zip(part, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            for job, answer in zip(part, answers, strict=True):
+                if not job.answer.done():
+                    job.answer.set_result(answer)
+
+
+def _parts(part: list[_Entry], error: ProblemError) -> list[list[_Entry]]:
+    """Return what to send by itself, so that only whose fault it is gets the error; or nothing."""
+    if error.code == QUEUE_FULL:
+        queues: dict[str | None, list[_Entry]] = {}
+        for job in part:
+            queues.setdefault(job.queue, []).append(job)
+        return list(queues.values()) if len(queues) > 1 else []
+    if len(part) == 1 or isinstance(error, NotAllowed | TryLater):  # no job's fault
+        return []
+    middle = len(part) // 2
+    return [part[:middle], part[middle:]]
 
 
 def _fail(part: list[_Entry], error: ClientError) -> None:
-    for _, _, future in part:
-        if not future.done():
-            future.set_exception(error)
-
-
-def _cancel(part: list[_Entry]) -> None:
-    for _, _, future in part:
-        future.cancel()
+    for job in part:
+        if not job.answer.done():
+            job.answer.set_exception(error)

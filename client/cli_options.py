@@ -54,8 +54,9 @@ def remote(command: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         from .client import Client
 
         async def main() -> None:
+            first = url.partition(",")[0]  # in the environment there may be all of a worker's
             async with Client(
-                url, api_key=api_key, timeout_seconds=timeout, retries=RETRIES
+                first, api_key=api_key, timeout_seconds=timeout, retries=RETRIES
             ) as client:
                 await command(client, out, **options)
 

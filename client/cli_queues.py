@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -155,35 +155,44 @@ async def redrive(
         raise click.UsageError("give ids, --queue, --task or --all")
     if len(ids) > PAGE:
         raise click.UsageError(f"give at most {PAGE} ids")
-    done: list[dict[str, Any]] = []
-    remaining = 0
-    with progress("redriving", limit) as advance:
-        while True:
-            left = PAGE if limit is None else min(PAGE, limit - len(done))
-            answer = await client.dead_letters.redrive(
-                all=everything,
-                queue=queue,
-                filter={"task": task} if task else None,
-                ids=list(ids) or None,
-                limit=left,
-                rate_per_second=rate,
-                dry_run=dry_run,
-            )
-            page, remaining = answer["redriven"], answer["remaining"]
-            done += page
-            advance(len(page))
-            if dry_run or ids or not page or not remaining or len(done) == limit:
-                break
-            if rate is not None:
-                # The scheduler spreads one page; the pages follow each other at the same rate.
-                await asyncio.sleep(len(page) / rate)
+    chosen: dict[str, Any] = {
+        "all": everything,
+        "queue": queue,
+        "filter": {"task": task} if task else None,
+    }
+    most = PAGE if limit is None else min(PAGE, limit)
+    if dry_run or ids:
+        answer = await client.dead_letters.redrive(
+            **chosen, ids=list(ids) or None, limit=most, rate_per_second=rate, dry_run=dry_run
+        )
+        done = answer["redriven"]
+    else:
+        letters = client.dead_letters.list(queue=queue, task=task, limit=limit)
+        done = await _redriven(client, [letter["id"] async for letter in letters], rate)
+        answer = await client.dead_letters.redrive(**chosen, limit=1, dry_run=True)
+    remaining = answer["remaining"]
     verb = "would be redriven" if dry_run else "redriven"
     out.done(
         f"{len(done)} {verb}, {remaining} remain",
         {"redriven": done, "remaining": remaining, "dry_run": dry_run},
     )
-    out.failed = len(done) < min(len(ids), left)
+    out.failed = len(done) < min(len(ids), most)
     out.finish()
+
+
+async def _redriven(client: Client, ids: Sequence[str], rate: float | None) -> list[dict[str, str]]:
+    """Redrive the letters that there are now: what dies again meanwhile is not taken twice."""
+    done: list[dict[str, str]] = []
+    with progress("redriving", len(ids)) as advance:
+        for start in range(0, len(ids), PAGE):
+            if start and rate is not None:
+                # The scheduler spreads one page; the pages follow each other at the same rate.
+                await asyncio.sleep(PAGE / rate)
+            page = ids[start : start + PAGE]
+            answer = await client.dead_letters.redrive(ids=page, rate_per_second=rate)
+            done += answer["redriven"]
+            advance(len(page))
+    return done
 
 
 def _chosen_and_confirmed(command: Callable[..., None]) -> Callable[..., None]:

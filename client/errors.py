@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OUTCOME_UNKNOWN = "outcome_unknown"
 """The code of a 503 whose write may have happened all the same."""
+QUEUE_FULL = "queue_full"
+"""The code of a 429 that is about one queue."""
 DETAIL_CHARS_MAX = 500
 RETRY_SECONDS_MAX = 5 * 366 * 86_400
 """The longest delay that a scheduler takes."""

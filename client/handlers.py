@@ -43,14 +43,18 @@ class Handler:
                 awaitable = self.function(**args)
             return awaitable  # type: ignore[no-any-return]
         positional = (Context(attempt),) if self.wants_ctx else ()
-        call = partial(contextvars.copy_context().run, self._call, *positional, **args)
+        run = contextvars.copy_context().run
+        call = partial(run, self._call, attempt, *positional, **args)
         return asyncio.get_running_loop().run_in_executor(pool, call)
 
-    def _call(self, *positional: Context, **args: Any) -> Any:
-        """Call the function. A stray StopIteration becomes what a coroutine makes of it.
+    def _call(self, attempt: Attempt, /, *positional: Context, **args: Any) -> Any:
+        """Call the function, unless its attempt was halted before it had a thread.
 
-        No future can carry one: whoever awaits it would wait for ever.
+        A stray StopIteration becomes what a coroutine makes of it: no future can carry one, and
+        whoever awaits it would wait for ever.
         """
+        attempt.in_thread = True
+        Context(attempt).raise_if_cancelled()
         try:
             return self.function(*positional, **args)
         except StopIteration as error:
@@ -61,7 +65,11 @@ class Handler:
         context = Context(attempt)
 
         async def run() -> Any:
-            return await self.start(attempt, pool)
+            context.raise_if_cancelled()  # a hook may have caught its cancellation
+            try:
+                return await self.start(attempt, pool)
+            finally:
+                attempt.in_thread = False
 
         call: Callable[[], Awaitable[Any]] = run
         for hook in reversed(hooks):

@@ -19,7 +19,9 @@ class Line:
         assert parts.hostname is not None
         secure = parts.scheme == "https"
         connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._connection = connect(parts.hostname, parts.port, timeout=timeout_seconds)
+        # Without one it looks for a port in the host, and finds it in an IPv6 address.
+        port = parts.port or (443 if secure else 80)
+        self._connection = connect(parts.hostname, port, timeout=timeout_seconds)
         self._prefix = parts.path
         self._headers = {"Content-Type": "application/json"}
         said = authorization(parts, api_key)

@@ -126,7 +126,7 @@ class Relay:
                     # Should the next line fail as well: an attempt without `ended` has succeeded.
                     attempt.ended = unreportable(attempt, "a defect in the worker")
                     attempt.ended = failed(attempt, error)
-                    if not isinstance(error, Retry):
+                    if attempt.halted is None and not isinstance(error, Retry):
                         _tell(attempt, error)
                 finally:
                     attempt.task = None  # the runner goes on without it

@@ -5,7 +5,8 @@
 
 The end, on `stop`: no more polls; running handlers have the grace to finish; what is left is told
 to stop, and released when it has; reports are flushed; sessions leave. Leases are renewed until the
-very end. What doesn't stop even then is not released, because it still runs: its lease runs out.
+very end. What doesn't stop even then is waited for, because it still runs; but not by who is told
+twice, or is cancelled: then it is not released, and its lease runs out.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt
 from .clock import now
@@ -36,6 +37,8 @@ TICK_SECONDS = 0.1
 UNWIND_SECONDS = 5.0
 """How long handlers that were told to stop may take to do so."""
 FLUSH_SECONDS = 10.0
+MEET_SECONDS = 1.0
+"""How long it is waited for who answers at the URLs given, before others are met."""
 
 
 class Runtime:
@@ -57,19 +60,29 @@ class Runtime:
         self._sessions: list[Session] = []
         self._told: set[str] = set()
         """The URLs and the ids of all schedulers, as one of them told last."""
+        self._unmet: dict[str, str] = {}
+        """Schedulers that may be new, by id, with their URLs."""
+        self._meet_at = now() + MEET_SECONDS
         self._refused: set[str] = set()
         """What schedulers said they are reached at, and is no URL."""
         self._closing: set[asyncio.Task[None]] = set()
+        self._hooks: asyncio.Task[None] | None = None
+        """Those for the start or the end, while they run."""
         self._ending = False
         for url in worker.urls:
             self._add(url, required=True)
 
     def stop(self, *, now: bool) -> None:
-        """Begin the end; `now` skips the grace, also of an end that has begun."""
+        """Begin the end; `now` skips the grace, also of an end that has begun.
+
+        Hooks that run meanwhile are cancelled: those for the start, and with `now` those for the end.
+        """
         if not self._stop.done():
             self._stop.set_result(None)
         if now:
             self._hurry.set()
+        if self._hooks is not None and (now or not self._ending):
+            self._hooks.cancel()
 
     async def run(self) -> None:
         """Serve until `stop`. Raises what makes serving impossible, e.g. `NotAllowed`."""
@@ -77,9 +90,10 @@ class Runtime:
         ticker.add_done_callback(partial(surface, self._fail))
         LOG.info("serves the %s", self._worker.served())
         try:
-            await self._worker.started()
-            for session in self._sessions:
-                session.start()
+            await self._call(self._worker.started())
+            if not self._stop.done():
+                for session in self._sessions:
+                    session.start()
             await self._stop
         finally:
             told = self._stop.done() and not self._stop.cancelled() and not self._stop.exception()
@@ -92,6 +106,17 @@ class Runtime:
                 await asyncio.shield(self._end())
             finally:
                 ticker.cancel()
+
+    async def _call(self, hooks: Coroutine[Any, Any, None]) -> None:
+        """Wait for hooks, which `stop` may cancel."""
+        self._hooks = self._loop.create_task(hooks)
+        try:
+            await asyncio.wait([self._hooks])
+            if not self._hooks.cancelled():
+                self._hooks.result()
+        finally:
+            self._hooks.cancel()
+            self._hooks = None
 
     def _add(self, url: str, *, required: bool = False) -> Session:
         """Add a session; if a required one is refused at first, the worker ends."""
@@ -118,20 +143,27 @@ class Runtime:
             session.peers = self._sessions[place + 1 :] + self._sessions[:place]
 
     def _discovered(self, teller: str, schedulers: Sequence[Mapping[str, str]]) -> None:
-        """Open sessions with schedulers that are new, and remember which there are.
+        """Remember which schedulers there are, and meet those that are new.
 
         Who tells of none is alone.
         """
-        if self._ending:
-            return
         urls = {each["id"]: self._address(each) for each in schedulers}
         self._told = {*urls, *filter(None, urls.values())}
         if not schedulers:
             alone = [session.scheduler_id for session in self._sessions if session.url == teller]
             self._told = {teller, *filter(None, alone)}
+        self._unmet = {each: url for each, url in urls.items() if url is not None}
+        self._meet()
+
+    def _meet(self) -> None:
+        """Open sessions with schedulers that are new, and not one of those given by another name."""
+        awaited = any(not each.worker_ids and not each.failing for each in self._sessions)
+        if self._ending or (awaited and now() < self._meet_at):
+            return
         met = {part for each in self._sessions for part in (each.scheduler_id, each.url)}
-        for scheduler_id, url in urls.items():
-            if url is not None and met.isdisjoint((scheduler_id, url)):
+        unmet, self._unmet = self._unmet, {}
+        for scheduler_id, url in unmet.items():
+            if met.isdisjoint((scheduler_id, url)):
                 LOG.info("another scheduler, at %s", shown_url(url))
                 self._add(url).start()
 
@@ -188,6 +220,8 @@ class Runtime:
             for session in self._sessions:
                 session.check(at)
             self._part()
+            if self._unmet:
+                self._meet()
             await asyncio.sleep(TICK_SECONDS)
 
     def _begin(self, attempts: Sequence[Attempt]) -> None:
@@ -213,9 +247,12 @@ class Runtime:
                 for attempt in list(session.running.values()):
                     attempt.halt("drain")
             await _within(UNWIND_SECONDS, self._quiet.wait())
+            if self._busy and not self._hurry.is_set():
+                LOG.warning("%d jobs don't stop and are waited for, unless told again", self._busy)
+                await self._finish(None)
             flushes = [session.reporter.flush() for session in self._sessions]
             await _within(FLUSH_SECONDS, asyncio.gather(*flushes))
-            await self._worker.stopped()
+            await self._call(self._worker.stopped())
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
             for closing in self._closing:
@@ -223,10 +260,10 @@ class Runtime:
             await asyncio.gather(*self._closing, return_exceptions=True)
             await asyncio.gather(*[self._close(session) for session in self._sessions])
 
-    async def _finish(self, grace_seconds: float) -> None:
-        """Wait until nothing runs, for the grace or until somebody is in a hurry."""
+    async def _finish(self, seconds: float | None) -> None:
+        """Wait until nothing runs, for so long, or until somebody is in a hurry."""
         waiters = {self._loop.create_task(event.wait()) for event in (self._quiet, self._hurry)}
-        await asyncio.wait(waiters, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for waiter in waiters:
             waiter.cancel()
         await asyncio.gather(*waiters, return_exceptions=True)

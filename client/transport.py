@@ -65,6 +65,7 @@ def base_url(url: str) -> str:
     )
     try:
         parsed = URL(url)
+        (parsed.host or "").encode("idna")  # as a look-up will
     except ValueError:
         raise wrong from None  # its text has parts of what may be a password
     if parsed.scheme not in ("http", "https") or not parsed.host:

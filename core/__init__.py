@@ -17,8 +17,8 @@ from .errors import (
     Unavailable,
     UnknownWorker,
 )
+from .handler import Context, Fatal, Retry
 from .job import Job, JobFilter, JobOptions, JobSpec, State
-from .local import Context, Fatal, Retry
 from .queue import Queue
 from .retry import RetryPolicy
 from .schedule import JobTemplate, Schedule, ScheduleSpec

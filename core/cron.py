@@ -30,6 +30,7 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import lru_cache
@@ -48,6 +49,7 @@ TEXT_MAX = 256
 END_S = int(datetime(9000, 1, 1, tzinfo=UTC).timestamp())
 SEARCH_S_MAX = 8 * 366 * 86_400
 ZONE_YEARS_MAX = 4_096
+ZONES_MAX = 1_024
 """How many (zone, year) pairs are kept with their segments."""
 
 # From 2000 on no zone changes its offset twice within six days; a test looks at all of them.
@@ -137,11 +139,8 @@ def check_timezone(name: str) -> None:
     # Only names on the list reach the file system: no `../..`, no `localtime`, which differs by
     # machine, no `right/…`, which counts leap seconds.
     if name in _zone_names():
-        try:
-            ZoneInfo(name)
-        except (KeyError, ValueError, OSError):
-            pass
-        else:
+        with suppress(ValueError, OSError):
+            zone(name)
             return
     detail = f"{name[:64]!r} is not a zone of the IANA database, like Europe/Berlin"
     raise InvalidSchedule("timezone_unknown", detail, "/timezone")
@@ -150,6 +149,14 @@ def check_timezone(name: str) -> None:
 @lru_cache(maxsize=1)
 def _zone_names() -> frozenset[str]:
     return frozenset(resources.files("tzdata").joinpath("zones").read_text("utf-8").split())
+
+
+@lru_cache(maxsize=ZONES_MAX)
+def zone(name: str) -> ZoneInfo:
+    """Return a zone of the package `tzdata`: `ZoneInfo(name)` would take the machine's own."""
+    source = resources.files("tzdata").joinpath("zoneinfo", *name.split("/"))
+    with source.open("rb") as file:
+        return ZoneInfo.from_file(file, key=name)
 
 
 class _Segment(NamedTuple):
@@ -171,17 +178,17 @@ def _segments(zone_name: str, year: int) -> tuple[_Segment, ...]:
     They begin two days before it, so that a change at the turn of the year is seen from this side
     too.
     """
-    zone = ZoneInfo(zone_name)
+    at_zone = zone(zone_name)
     first = int(datetime(year, 1, 1, tzinfo=UTC).timestamp())
     end = int(datetime(year + 1, 1, 1, tzinfo=UTC).timestamp())
     start = probe = first - _PROBE_S
-    before = offset = _offset(zone, start)
+    before = offset = _offset(at_zone, start)
     found = []
     while probe < end:
         following = min(probe + _PROBE_S, end)
-        changed = _offset(zone, following)
+        changed = _offset(at_zone, following)
         if changed != offset:
-            change = _first_change(zone, probe, following, offset)
+            change = _first_change(at_zone, probe, following, offset)
             found.append(_Segment(start, change, offset, before))
             start, before, offset = change, offset, changed
         probe = following

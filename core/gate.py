@@ -2,7 +2,8 @@
 
 Jobs of schedules don't go from the wheel to the ready lanes by themselves; they are parked, and
 the gate decides, before any claim. An occurrence that comes up late (nobody ran at its time) is
-first put through the misfire policy with everything else that is overdue. Then overlap: against the
+first put through the misfire policy with everything else that is overdue. It isn't late where it
+only waited for room in memory, or for the gate, which was busy with others. Then overlap: against the
 schedule's started, unfinished jobs, and those let through that still wait for a worker, so that a
 schedule without workers doesn't pile up. A job that was claimed before (it waits for a retry, or was
 given back) has passed the gate already and goes on.
@@ -44,6 +45,9 @@ class Gate:
         self._buffered: dict[str, Waiting] = {}
         self._let_through: dict[str, list[str]] = {}
         self._failures = Failures()
+        self._busy_ms = (0, 0)
+        """From when to when all that was due then was decided on, if that went well."""
+        self._in_time: set[str] = set()
         ticker.spared = self._spared
 
     def ended(self, lease: Lease) -> None:
@@ -64,6 +68,7 @@ class Gate:
             try:
                 await self._decide_due()
             except Unavailable:
+                self._busy_ms = (0, 0)
                 await asyncio.sleep(_RETRY_MS / 1000)
                 self._parked.set()
 
@@ -84,6 +89,7 @@ class Gate:
         for schedule_id, group in groupby(due, key=lambda job: job[6] or ""):
             with self._failures.contained(f"schedule {schedule_id}"):
                 await self._decide(schedule_id, list(group), now_ms)
+        self._busy_ms = (now_ms, self._kernel.clock.now_ms())
 
     async def _decide(self, schedule_id: str, jobs: list[Waiting], now_ms: int) -> None:
         started = [job for job in jobs if job[3]]
@@ -93,7 +99,9 @@ class Gate:
         spec = await self._ticker.spec(schedule_id)
         late_ms = now_ms - MISFIRE_GRACE_MS
         fresh = [job for job in jobs if self._buffered.get(schedule_id) is not job]
-        if spec is not None and any(job[2] <= late_ms for job in fresh):
+        late = [job for job in fresh if job[2] <= late_ms]
+        self._in_time = {job[0] for job in late if self._came_in_time(job)}
+        if spec is not None and len(self._in_time) < len(late):
             await self._ticker.catch_up(schedule_id)
             jobs = [job for job in jobs if self._kernel.residents.parked.get(job[0]) is job]
         if spec is None or spec.overlap == "allow":
@@ -102,6 +110,12 @@ class Gate:
                 await self._kernel.store.count_skipped(schedule_id, 0, fired, now_ms)
         elif jobs:
             await self._overlap(schedule_id, spec, jobs, now_ms)
+
+    def _came_in_time(self, job: Waiting) -> bool:
+        """Tell whether somebody was there at an occurrence's time, and had only too much to do."""
+        residents, (began_ms, ended_ms) = self._kernel.residents, self._busy_ms
+        during = began_ms < job[2] <= ended_ms and residents.was_ours(job[7], job[2])
+        return during or residents.held_up(job[4], job[7], job[2])
 
     async def _overlap(
         self, schedule_id: str, spec: ScheduleSpec, jobs: list[Waiting], now_ms: int
@@ -168,7 +182,8 @@ class Gate:
 
     def _spared(self, schedule_id: str) -> list[str]:
         buffered = self._buffered.get(schedule_id)
-        return [*self._still_here(schedule_id), *([buffered[0]] if buffered else ())]
+        waiting = [buffered[0]] if buffered else []
+        return [*self._still_here(schedule_id), *waiting, *self._in_time]
 
     async def _cancel_all(self, job_ids: list[str]) -> None:
         for job_id in job_ids:

@@ -159,11 +159,12 @@ class Start(NamedTuple):
 
 
 class Submission(NamedTuple):
-    """Jobs that are stored all or none. `keys` runs parallel to `jobs`, or is empty."""
+    """Jobs stored all or none; `keys` are parallel or none. `again`: they may have been written."""
 
     jobs: Sequence[NewJob]
     keys: Sequence[IdempotencyKey | None] = ()
     start: Start | None = None
+    again: bool = False
 
 
 class Appended(NamedTuple):

@@ -223,9 +223,9 @@ class Jobs:
                 if taken:
                     direct.abandon(batch.submission, taken, error)
             for batch in resolved:
-                jobs, keys, _ = batch.submission
+                jobs, keys = batch.submission[:2]
                 for place, share in batch.shares(requests):
-                    requests[place].resolved = Submission(jobs[share], keys[share])
+                    requests[place].resolved = Submission(jobs[share], keys[share], again=True)
             raise
         rows = sum(len(submission.jobs) for submission in written)
         self._kernel.metrics.batch("append", rows, clock.monotonic_ms() - started_ms)

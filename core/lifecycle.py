@@ -28,6 +28,8 @@ from .lease import Lease
 from .protocol import DONE, Outcome
 
 RELEASES_FREE: Final = 10
+LEASE_LOST: Final = b'{"type":"LeaseLost","message":"the worker fell silent"}'
+"""The error of a job whose latest attempt's lease ran out."""
 
 TRANSITIONS: Final[dict[State, dict[str, State]]] = {
     State.SCHEDULED: {
@@ -129,7 +131,7 @@ def settle_lost(lease: Lease, now_ms: int) -> Settlement:
         now_ms,
         run_at_ms=max(now_ms, lease.run_at_ms),
         lost_leases=lost_leases,
-        error=b'{"type":"LeaseLost","message":"the worker fell silent"}',
+        error=LEASE_LOST,
         reason="lost_leases" if dead else None,
     )
 

@@ -10,7 +10,7 @@ furthest go back. The order of steps in `_load` is what closes the race with sub
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .errors import Unavailable
 from .job import CURSOR_START, Cursor, Waiting, lane_parts
@@ -42,11 +42,17 @@ class Loader:
         while True:
             for lane in list(residents.lanes.values()):
                 await self._trim(lane, self._kernel.settings.lane_resident_max)
+            if residents.total > self._kernel.settings.resident_jobs_max * 5 // 4:
+                # What was submitted to be done at once took no notice of that.
+                largest = max(residents.lanes.values(), key=lambda lane: lane.resident)
+                if largest.resident > _FIRST_PAGE:  # else it would be loaded again at once
+                    await self._trim(largest, 0)
             lanes = residents.lanes.values()
             wanting = sorted(filter(self._wants, lanes), key=lambda lane: lane.cursor)
             loads = await self._affordable(wanting) if residents.shards else []
             all_loaded = self._began or all(lane.loaded_ms > 0 for lane in lanes)
             self._began = bool(residents.shards) and all_loaded
+            self._look(lane for lane, _ in loads)
             late = [lane for lane in lanes if lane.gained]
             if loads or late:
                 await asyncio.gather(
@@ -63,6 +69,12 @@ class Loader:
         """Tell whether every lane has been loaded, but for those that have come since: they are next."""
         lanes = self._kernel.residents.lanes.values()
         return self._began and not any(lane.gained for lane in lanes)
+
+    def _look(self, loading: Iterable[LaneCursor]) -> None:
+        """Note which lanes are behind for want of room, and not since the store doesn't answer."""
+        now_ms, busy = self._kernel.clock.now_ms(), {lane.name for lane in loading}
+        for lane in self._kernel.residents.lanes.values():
+            lane.look(now_ms, not self.failed and lane.name not in busy)
 
     def _wants(self, lane: LaneCursor) -> bool:
         settings = self._kernel.settings

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import json
 import logging
 import math
-import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from traceback import format_exception
 from typing import Any
 
 from .batch import GroupCommit
 from .errors import InvalidRequest, TickwheelError, Unavailable, UnknownWorker
+from .handler import Context, Fatal, Handler, Retry, encode, failure
 from .job import JobSpec
 from .kernel import Kernel, report_failure
 from .lease import Lease
@@ -40,69 +40,13 @@ _WAIT_MS = 25_000
 _CANCEL_MS = 1_000
 _REPORT_MAX = 1_000
 _IDLE_MS = 10_000
+_THREADS_MAX = 10_000
+"""Past any number of slots: a function that outlives its timeout keeps its thread."""
 _LEASE_HELD = 0.8
 """The part of a lease that counts; the rest is for clocks that run at different speeds."""
-ERROR_TEXT_MAX = 16 * 1024
 _IN_MS = {"run_at_ms", "delay_ms"}
 _OPTIONS = {"run_at", "delay", *JobSpec._fields} - {"task", "args", "body_hash"} - _IN_MS
 """What a submission may say; the two in ms are taken, too."""
-
-
-class Fatal(Exception):
-    """Raise it in a handler to fail for good: no retry, whatever budget is left."""
-
-
-class Retry(Exception):
-    """Raise it in a handler to fail and be tried again after `after_seconds`."""
-
-    def __init__(self, after_seconds: float) -> None:
-        super().__init__(f"retry after {after_seconds:g} s")
-        self.after_seconds = after_seconds
-
-
-class Context:
-    """What a handler may know of its attempt. `fencing_token` guards its own writes."""
-
-    def __init__(self, lease: Lease) -> None:
-        self._lease = lease
-        self._halted = False
-        self.job_id = lease.id
-        self.task = lease.row.task
-        self.queue = lease.queue
-        self.attempt = lease.row.attempt
-        self.max_attempts = lease.row.max_attempts
-        self.run_at_ms = lease.run_at_ms
-        self.fencing_token = lease.fencing_token
-        self.headers = dict(lease.terms.headers)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether this attempt shall stop; for handlers in threads, which must look."""
-        return self._halted or self._lease.cancel_requested
-
-    def progress(self, value: Any) -> None:
-        """Say how far it is: any JSON value, shown with the job while it runs."""
-        self._lease.progress = encode(value)
-
-
-@dataclass(slots=True)
-class Handler:
-    """The code of a task, and the defaults of its submissions."""
-
-    function: Callable[..., Any]
-    wants_context: bool
-    defaults: dict[str, Any]
-
-    @property
-    def queue(self) -> str:
-        """The queue that the task's jobs go to unless a submission says otherwise."""
-        return str(self.defaults.get("queue", "default"))
-
-
-def handler_of(function: Callable[..., Any], defaults: dict[str, Any]) -> Handler:
-    """Return the handler; it gets a `Context` if its first parameter is named `ctx`."""
-    parameters = list(inspect.signature(function).parameters)
-    return Handler(function, bool(parameters) and parameters[0] == "ctx", defaults)
 
 
 class LocalWorker:
@@ -123,6 +67,9 @@ class LocalWorker:
         """Set when something begins that must be renewed before the rest is over."""
         self._started = False
         self._parts: list[asyncio.Task[None]] = []
+        self._go_on: set[str] = set()
+        """Jobs whose handlers have not stopped although they were told to."""
+        self._threads = ThreadPoolExecutor(_THREADS_MAX, "tickwheel-job")
         self._reports: GroupCommit[ReportItem, Status] = GroupCommit(
             self._report, lambda _: 1, batch_max=_REPORT_MAX, in_flight_max=1
         )
@@ -153,7 +100,10 @@ class LocalWorker:
                 part.add_done_callback(report_failure)
 
     async def stop(self, drain_ms: int) -> None:
-        """Stop polling; let handlers finish for `drain_ms`, then cancel and release the rest."""
+        """Stop polling; let handlers finish for `drain_ms`, then cancel and release the rest.
+
+        What goes on all the same, such as a function in a thread, is left to its lease.
+        """
         self._started = False
         parts, self._parts = self._parts, []
         for part in parts[:1]:  # the other one goes on renewing
@@ -172,8 +122,9 @@ class LocalWorker:
         await asyncio.gather(*parts, return_exceptions=True)
         if self._session is not None:
             session, self._session = self._session, None
+            self._go_on.update(lease.id for lease in self._running)
             try:
-                await self._workers.leave(session.worker_id)
+                await self._workers.leave(session.worker_id, kept=self._go_on)
             except UnknownWorker:
                 return
 
@@ -218,7 +169,11 @@ class LocalWorker:
 
     async def _run(self, lease: Lease) -> None:
         outcome = await self._outcome(lease)
-        if self._held_ms.pop(lease, None) is not None:
+        if self._held_ms.pop(lease, None) is None:
+            return
+        if outcome is None:
+            self._go_on.add(lease.id)
+        else:
             await self._reported(ReportItem(lease.id, lease.fencing_token, outcome))
 
     def _ended(self, lease: Lease, task: asyncio.Task[None]) -> None:
@@ -229,32 +184,32 @@ class LocalWorker:
         self._busy[lease.queue] -= 1
         report_failure(task)
 
-    async def _outcome(self, lease: Lease) -> Outcome:
+    async def _outcome(self, lease: Lease) -> Outcome | None:
+        """Return how the handler ended; None: it was to stop, and goes on."""
         handler = self.handlers.get(lease.row.task)
         if handler is None:
             LOG.warning("job %s: no handler for %s here", lease.id, lease.row.task)
-            return _failure("UnknownTask", f"no handler for {lease.row.task!r}", "")
+            return failure("UnknownTask", f"no handler for {lease.row.task!r}")
         context = Context(lease)
-        positional = (context,) if handler.wants_context else ()
         try:
             arguments = json.loads(lease.row.args)
             async with asyncio.timeout(lease.terms.timeout_ms / 1000):
-                if inspect.iscoroutinefunction(handler.function):
-                    result = await handler.function(*positional, **arguments)
-                else:
-                    result = await asyncio.to_thread(handler.function, *positional, **arguments)
+                result = await handler.start(context, arguments, self._threads)
             return Outcome("succeeded", result=None if result is None else encode(result))
         except asyncio.CancelledError:
-            context._halted = True  # a thread goes on, and can only be told
-            return Outcome("released")
+            context.halted = True
+            if not _told_to_stop():
+                return failure("CancelledError", "the handler was cancelled from within")
+            return None if context.in_thread and not lease.cancel_requested else Outcome("released")
         except Retry as error:
-            outcome = _failure("Retry", str(error), "")
+            outcome = failure("Retry", str(error))
             outcome.retry_after_ms = round(error.after_seconds * 1000)
             return outcome
-        except Exception as error:  # noqa: BLE001 (whatever a handler raises is its job's error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (what it raises is its job's error)
+            context.halted = True  # after a timeout a thread goes on, and can only be told
             kind = type(error).__name__
             LOG.warning("job %s (%s) failed: %s: %.300s", lease.id, lease.row.task, kind, error)
-            outcome = _failure(kind, str(error), "".join(traceback.format_exception(error)))
+            outcome = failure(kind, str(error), "".join(format_exception(error)))
             outcome.retryable = not isinstance(error, Fatal)
             return outcome
 
@@ -327,18 +282,9 @@ class LocalWorker:
             self._running[lease].cancel()
 
 
-def encode(value: Any) -> bytes:
-    """Return a value as a JSON document; raise TypeError or ValueError if it can't be one."""
-    return json.dumps(value, allow_nan=False).encode()
-
-
-def _failure(kind: str, message: str, trace: str) -> Outcome:
-    document = {
-        "type": kind,
-        "message": message[:ERROR_TEXT_MAX],
-        "traceback": trace[-ERROR_TEXT_MAX:],
-    }
-    return Outcome("failed", error=encode(document), error_type=kind)
+def _told_to_stop() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def spec_of(task: str, args: dict[str, Any] | None, settings: dict[str, Any]) -> JobSpec:

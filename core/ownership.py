@@ -54,6 +54,8 @@ class Ownership:
         """Shards that we act on no more, and that the store may still call ours."""
         self._trusted_until_ms = 0
         self._rung = asyncio.Event()
+        self._blur_ms = 1 << 30
+        """The least that has ever been unknown of the store's clock."""
         self.skew_ms = 0
         """The store's clock less ours, at the last look; 0 while within what can be told."""
         kernel.owns_time = self.trusted  # type: ignore[method-assign]
@@ -222,17 +224,23 @@ class Ownership:
             kernel.hints.say("shards")
 
     async def _clock_agrees(self) -> bool:
-        """Compare clocks: half a round trip is what can't be told."""
+        """Compare clocks: half a round trip is what can't be told.
+
+        Raises `Unavailable` if that is too much to end a doubt.
+        """
         clock, skew_max = self._kernel.clock, self._kernel.settings.clock_skew_ms_max
         jumps = clock.jumps
         before_ms, began_ms = clock.set_ms(), clock.monotonic_ms()
         store_ms = await self._kernel.store.check()
         blur_ms = (clock.monotonic_ms() - began_ms) // 2
+        least_ms = self._blur_ms = min(self._blur_ms, blur_ms)
         skew_ms = store_ms - (before_ms + blur_ms)
         agrees = skew_max is None or abs(skew_ms) <= skew_max + blur_ms
         self.skew_ms = 0 if agrees else skew_ms
         if not agrees:
             clock.doubt()
+        elif clock.in_doubt and skew_max is not None and blur_ms > max(skew_max, 2 * least_ms):
+            raise Unavailable("the database answered too slowly to compare clocks")
         elif clock.jumps == jumps:
             clock.believe()
         return agrees

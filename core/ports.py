@@ -14,7 +14,7 @@ The rules that hold for every method:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from .errors import IdempotencyConflict
@@ -231,14 +231,20 @@ class NewTick(NamedTuple):
     job: NewJob
 
 
+Define = Callable[[Schedule | None], ScheduleSpec]
+"""Returns the new definition of a schedule; it gets the present one, None if there is none."""
+
+
 class ScheduleStore(Protocol):
     """Schedules, and the one job of each of their occurrences."""
 
     async def put_schedule(
-        self, schedule_id: str, spec: ScheduleSpec, shard: int, now_ms: int
+        self, schedule_id: str, define: Define, shard: int, now_ms: int
     ) -> tuple[Schedule, list[str], bool]:
         """Insert or replace the definition; return (schedule, cancelled job ids, was it new).
 
+        `define` makes it of what is there, which stays so until the new one is written; it may be
+        asked more than once, and what it raises is raised, with nothing written.
         An equal definition changes nothing. A changed one raises `version`, cancels the unstarted
         jobs due after `now_ms` (reason `schedule_changed`; what is due already has fired), deletes
         their ticks and sets the cursor to `now_ms`, in one transaction.

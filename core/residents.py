@@ -30,6 +30,7 @@ ID_LAST = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 SEEN_EVERY = 1_000
 """So many jobs are admitted before the collector sees them."""
 _SAMPLE = 2_000
+_NEVER_MS = 1 << 62
 
 
 class LaneCursor:
@@ -39,7 +40,16 @@ class LaneCursor:
     themselves, so that a new shard doesn't have all others read again.
     """
 
-    __slots__ = ("cursor", "gained", "gained_cursor", "loaded_ms", "name", "resident")
+    __slots__ = (
+        "behind_from_ms",
+        "behind_until_ms",
+        "cursor",
+        "gained",
+        "gained_cursor",
+        "loaded_ms",
+        "name",
+        "resident",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,6 +58,15 @@ class LaneCursor:
         self.gained_cursor: Cursor = CURSOR_START
         self.resident = 0
         self.loaded_ms = -(1 << 60)
+        self.behind_from_ms = self.behind_until_ms = 0
+        """When jobs came due last that weren't in memory for want of room."""
+
+    def look(self, now_ms: int, waits: bool) -> None:
+        """Note whether jobs come due that aren't in memory, while the lane `waits` for room."""
+        if self.cursor[0] >= now_ms:
+            self.behind_until_ms = min(self.behind_until_ms, now_ms)
+        elif waits and self.behind_until_ms < _NEVER_MS:
+            self.behind_from_ms, self.behind_until_ms = self.cursor[0], _NEVER_MS
 
     @property
     def complete(self) -> Cursor:
@@ -214,6 +233,20 @@ class Residents:
         """Tell whether the job waits here or is being claimed."""
         shard = self.shards.get(shard_of(job_id))
         return job_id in self.claiming or (shard is not None and job_id in shard.waiting)
+
+    def was_ours(self, number: int, at_ms: int) -> bool:
+        """Tell whether the shard has been ours from then until now."""
+        shard = self.shards.get(number)
+        return shard is not None and shard.since_ms <= at_ms
+
+    def held_up(self, lane_name: str, number: int, run_at_ms: int) -> bool:
+        """Tell whether a job was ours when it came due, and only waited for room in memory."""
+        lane = self.lanes.get(lane_name)
+        return (
+            lane is not None
+            and lane.behind_from_ms <= run_at_ms < lane.behind_until_ms
+            and self.was_ours(number, run_at_ms)
+        )
 
     def is_behind(self, queue: Queue, now_ms: int) -> bool:
         """Tell whether due jobs of the queue may be in the store only: a lane is read so far."""

@@ -23,13 +23,14 @@ from .dead_letters import DeadLetters
 from .dispatcher import Dispatcher
 from .errors import Unavailable
 from .gate import Gate
+from .handler import handler_of
 from .hints import jobs_of
 from .job import NO_OPTIONS, Appended
 from .jobs import Jobs
 from .kernel import Kernel, report_failure
 from .lease import Lease
 from .loader import Loader
-from .local import LocalWorker, args_of, handler_of, ms_of, spec_of
+from .local import LocalWorker, args_of, ms_of, spec_of
 from .metrics import Metrics, NoMetrics
 from .names import check_name
 from .ownership import Ownership

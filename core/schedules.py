@@ -9,8 +9,11 @@ from .ids import mint, shard_for
 from .job import Appended, Submission
 from .kernel import Kernel
 from .plan import PREVIEW_MAX, preview
+from .ports import Define
 from .schedule import Schedule, ScheduleSpec, check_schedule, jittered
 from .ticker import Ticker, admit, job_of
+
+NO_SUCH_SCHEDULE = "there is no such schedule"
 
 
 class Schedules:
@@ -25,10 +28,24 @@ class Schedules:
 
         Raises `InvalidRequest`.
         """
-        check_schedule(spec, schedule_id)
-        shard = shard_for(schedule_id, self._kernel.shard_count)
-        schedule, cancelled, created = await self._kernel.store.put_schedule(
-            schedule_id, spec, shard, self._kernel.clock.now_ms()
+        return await self.change(schedule_id, lambda _: spec)
+
+    async def change(self, schedule_id: str, define: Define) -> tuple[Schedule, bool]:
+        """Define a schedule by what it is until then; see `put`.
+
+        Between what `define` is given and what it makes of it there is no other change. It may be
+        asked more than once; what it raises is raised.
+        """
+
+        def checked(before: Schedule | None) -> ScheduleSpec:
+            spec = define(before)
+            check_schedule(spec, schedule_id)
+            return spec
+
+        kernel = self._kernel
+        shard = shard_for(schedule_id, kernel.shard_count)
+        schedule, cancelled, created = await kernel.store.put_schedule(
+            schedule_id, checked, shard, kernel.clock.now_ms()
         )
         self._changed(schedule_id, cancelled)
         return schedule, created
@@ -37,7 +54,7 @@ class Schedules:
         """Return the schedule; raise `NotFound`."""
         schedule = await self._kernel.store.get_schedule(schedule_id)
         if schedule is None:
-            raise NotFound("there is no such schedule")
+            raise NotFound(NO_SUCH_SCHEDULE)
         return schedule
 
     async def delete(self, schedule_id: str) -> None:
@@ -46,7 +63,7 @@ class Schedules:
             schedule_id, self._kernel.clock.now_ms()
         )
         if cancelled is None:
-            raise NotFound("there is no such schedule")
+            raise NotFound(NO_SUCH_SCHEDULE)
         self._changed(schedule_id, cancelled)
 
     async def pause(self, schedule_id: str, reason: str | None = None) -> Schedule:
@@ -102,7 +119,7 @@ class Schedules:
             schedule_id, paused, reason, self._kernel.clock.now_ms()
         )
         if answer is None:
-            raise NotFound("there is no such schedule")
+            raise NotFound(NO_SUCH_SCHEDULE)
         schedule, cancelled = answer
         self._changed(schedule_id, cancelled)
         return schedule

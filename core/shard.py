@@ -22,13 +22,15 @@ _OFFSET_MS = 1_024
 class Shard:
     """The waiting jobs of one shard, by id, and the wheel that tells when they are due.
 
+    It is ours since `since_ms`.
     `waiting` is filled and emptied by `core.residents`.
     """
 
-    __slots__ = ("_offset_ms", "_wheel", "number", "waiting")
+    __slots__ = ("_offset_ms", "_wheel", "number", "since_ms", "waiting")
 
     def __init__(self, number: int, now_ms: int) -> None:
         self.number = number
+        self.since_ms = now_ms
         self.waiting: dict[str, Waiting] = {}
         self._offset_ms = number * _OFFSET_MS
         self._wheel: TimingWheel[str] = TimingWheel(now_ms + self._offset_ms)

@@ -13,8 +13,8 @@ from contextlib import suppress
 from .alarm import Alarm
 from .errors import Unavailable
 from .failures import Failures
-from .ids import mint, shard_for
-from .job import NewJob
+from .ids import mint, shard_for, shard_of
+from .job import NewJob, lane_name
 from .kernel import Kernel
 from .plan import MISFIRE_GRACE_MS, Tick, apply_misfire, is_overdue, plan_tick
 from .ports import NewTick
@@ -82,10 +82,16 @@ class Ticker:
         before_ms = now_ms - MISFIRE_GRACE_MS
         overdue = await kernel.store.overdue_ticks(schedule_id, before_ms, _OVERDUE_MAX)
         spared = self.spared(schedule_id)
+        queue, priority = await kernel.queues.lane(spec.template.queue, spec.template.priority)
+        lane = lane_name(queue.name, priority)
         made = {
             fire_ms: job_id
             for fire_ms, job_id in overdue
-            if job_id not in spared and is_overdue(spec, schedule_id, fire_ms, now_ms)
+            if job_id not in spared
+            and is_overdue(spec, schedule_id, fire_ms, now_ms)
+            and not kernel.residents.held_up(
+                lane, shard_of(job_id), jittered(spec, schedule_id, fire_ms)
+            )
         }
         tick = plan_tick(schedule, now_ms, now_ms + kernel.settings.horizon_ms)
         if tick is None:
@@ -114,13 +120,26 @@ class Ticker:
         schedules = await kernel.store.due_schedules(
             sorted(kernel.residents.shards), now_ms + horizon_ms // 2, _SCHEDULES_PAGE
         )
+        blocked: set[tuple[str, int | None]] = set()
         for schedule in schedules:
             if schedule.id in self.specs:
                 self.specs[schedule.id] = schedule.spec
+            lane = (schedule.spec.template.queue, schedule.spec.template.priority)
             # What can't be planned, as by other rules than it was made by, holds up no other.
             with self._failures.contained(f"schedule {schedule.id}"):
-                await self._materialise(schedule, now_ms)
+                if lane in blocked or not await self._has_lane(lane):
+                    blocked.add(lane)
+                else:
+                    await self._materialise(schedule, now_ms)
         return len(schedules) == _SCHEDULES_PAGE
+
+    async def _has_lane(self, lane: tuple[str, int | None]) -> bool:
+        """Tell whether there can be jobs of a lane: a new one waits while others hold its queue."""
+        try:
+            await self._kernel.queues.lane(*lane)
+        except Unavailable:
+            return False
+        return True
 
     async def _materialise(self, schedule: Schedule, now_ms: int) -> None:
         tick = plan_tick(schedule, now_ms, now_ms + self._kernel.settings.horizon_ms)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .dispatcher import Dispatcher
 from .errors import InvalidRequest, Unavailable, UnknownWorker
@@ -16,7 +16,7 @@ from .ids import check
 from .job import Job, State
 from .kernel import Kernel
 from .lease import Lease
-from .lifecycle import settle_outcomes
+from .lifecycle import LEASE_LOST, settle_outcomes
 from .ports_cluster import Member
 from .protocol import Outcome, PollAnswer, Report, ReportAnswer, ReportItem, RunningItem, Status
 from .sessions import Poll, WorkerSession
@@ -166,10 +166,14 @@ class Workers:
         """Return all schedulers that serve remote workers; none if this is the only one."""
         return [] if self._kernel.hints.alone else self._kernel.neighbours.serving
 
-    async def leave(self, worker_id: str, principal: str = "") -> None:
-        """Close a session: every lease that it still has is released. Raises `UnknownWorker`."""
+    async def leave(self, worker_id: str, principal: str = "", kept: Collection[str] = ()) -> None:
+        """Close a session: every lease that it still has is released, but of the jobs `kept`.
+
+        Raises `UnknownWorker`.
+        """
         session = self._kernel.sessions.get(worker_id, principal)
-        sent = [lease for lease in session.leases.values() if lease.sent_ms]
+        leases = session.leases.values()
+        sent = [lease for lease in leases if lease.sent_ms and lease.id not in kept]
         self._dispatcher.dismiss(session)
         self._settler.release(sent)
 
@@ -347,6 +351,8 @@ def _already_applied(job: Job, outcome: Outcome) -> bool:
     """Tell whether a row that is no longer running got there by this outcome."""
     if outcome.kind == "succeeded":
         return job.state is State.SUCCEEDED
+    if job.error == LEASE_LOST:
+        return False
     if outcome.kind == "failed":
         return job.state in (State.DEAD, State.CANCELLED) or (
             job.state is State.SCHEDULED and job.failures > 0

@@ -44,8 +44,7 @@ async function register() {
 
 async function recover(error) {               // whatever it is passes with time
   await pause(0.2 + Math.random());
-  const unknown = error.status === 404 && error.path.includes(`/${workerId}/`);
-  if (unknown || !workerId) await register().catch(recover);
+  if (error.status === 404 && error.path.includes(`/${workerId}/`)) await register().catch(() => {});
 }
 
 async function poll() {
@@ -76,12 +75,13 @@ async function run(job, leasedAt) {
   try {
     if (!Object.hasOwn(tasks, job.task)) throw { name: "UnknownTask", message: job.task };
     const result = await tasks[job.task](job.args, attempt.stop.signal);
+    JSON.stringify(result);                   // what it can't tell fails this job, and no report
     finish(attempt, "succeeded", { ...item, result });
   } catch (error) {
     const why = attempt.stop.signal.reason;
     if (why === "drain") return finish(attempt, "released", item);
-    const type = { timeout: "Timeout", cancelled: "Cancelled" }[why] ?? error.name;
-    const told = { type, message: String(error.message ?? error), traceback: error.stack };
+    const type = { timeout: "Timeout", cancelled: "Cancelled" }[why] ?? error?.name ?? "Error";
+    const told = { type, message: String(error?.message ?? error), traceback: error?.stack };
     finish(attempt, "failed", { ...item, error: told, retryable: why !== "cancelled" });
   } finally { clearTimeout(timer); }
 }
@@ -97,15 +97,13 @@ function finish(attempt, kind, item) {        // a lost attempt is not ours to r
 
 function lose(attempt) { running.delete(attempt.job.id); attempt.stop.abort("lost"); }
 
-async function report() {
+async function renew() {
   for (const attempt of running.values()) if (now() >= attempt.fenceAt) lose(attempt);
   const due = [...running.values()].filter((attempt) => now() >= attempt.renewAt).slice(0, REPORT_MAX);
-  const body = { running: due.map(({ job: { id, fencing_token } }) => ({ job_id: id, fencing_token })) };
-  for (const kind in ended) body[kind] = ended[kind].slice(0, REPORT_MAX);
-  if (!Object.values(body).some((items) => items.length)) return;
+  if (!due.length) return;
+  const items = due.map(({ job: { id, fencing_token } }) => ({ job_id: id, fencing_token }));
   const sentAt = now();
-  const answer = await call("POST", `/v1/workers/${workerId}/report`, body);
-  for (const kind in ended) ended[kind].splice(0, body[kind].length);   // only now: committed
+  const answer = await call("POST", `/v1/workers/${workerId}/report`, { running: items });
   const status = Object.fromEntries(answer.results.map((result) => [result.job_id, result.status]));
   for (const attempt of due) {
     const told = status[attempt.job.id];
@@ -116,15 +114,37 @@ async function report() {
   answer.cancel.forEach((id) => running.get(id)?.stop.abort("cancelled"));
 }
 
+let most = REPORT_MAX;
+async function report() {
+  const body = {};
+  let left = most;
+  for (const kind in ended) left -= (body[kind] = ended[kind].slice(0, left)).length;
+  const count = most - left;
+  if (!count) return;
+  try {
+    await call("POST", `/v1/workers/${workerId}/report`, body);
+    most = REPORT_MAX;
+  } catch (error) {
+    if (![400, 413, 415, 422].includes(error.status)) throw error;
+    most = Math.max(1, count >> 1);           // too long, or one spoils it: halve it until that is alone
+    if (count > 1) return;
+    console.error(`can't be reported: ${JSON.stringify(body).slice(0, 200)}: ${error.message}`);
+  }
+  for (const kind in ended) ended[kind].splice(0, body[kind].length);   // only now: committed
+}
+
 const busy = () => running.size || Object.values(ended).some((items) => items.length);
 async function keepReporting() {
-  for (; !draining || busy(); await pause(0.01)) await report().catch(recover);
+  for (; !draining || busy(); await pause(0.01)) await renew().then(report).catch(recover);
 }
 process.on("SIGTERM", () => { draining = true; polling.abort(); });
-await register().catch(recover);
+while (!workerId && !draining) await register().catch(recover);
 const reporting = keepReporting();
 while (!draining) await poll().catch((error) => draining || recover(error));
 const late = setTimeout(() => running.forEach((a) => a.stop.abort("drain")), 1000 * GRACE_SECONDS);
+const end = setTimeout(() => process.exit(1), 2000 * GRACE_SECONDS);   // what is left runs out of its lease
 await reporting;
+// Leaving gives back what an interrupted poll brought.
+if (workerId) await call("DELETE", `/v1/workers/${workerId}`).catch(() => {});
 clearTimeout(late);
-await call("DELETE", `/v1/workers/${workerId}`);  // gives back what an interrupted poll brought
+clearTimeout(end);

@@ -10,7 +10,8 @@ from tickwheel.core.errors import NotFound
 from tickwheel.core.names import check_name
 from tickwheel.core.plan import PREVIEW_MAX
 from tickwheel.core.ports import PAGE_BYTES_MAX
-from tickwheel.core.schedule import Schedule
+from tickwheel.core.schedule import Schedule, ScheduleSpec
+from tickwheel.core.schedules import NO_SUCH_SCHEDULE
 
 from . import wire
 from .auth import Principal
@@ -30,7 +31,7 @@ async def _visible(context: Context, request: web.Request, who: Principal) -> Sc
     schedule_id = check_name(request.match_info["id"], "/id")
     schedule = await context.scheduler.schedules.get(schedule_id)
     if not who.sees(schedule.spec.template.queue):
-        raise NotFound("there is no such schedule")
+        raise NotFound(NO_SUCH_SCHEDULE)
     return schedule
 
 
@@ -38,28 +39,30 @@ async def put(context: Context, request: web.Request, who: Principal) -> web.Res
     """Create the schedule, or replace its definition; an equal one changes nothing."""
     spec = decode_put(await read_body(request))
     schedule_id = check_name(request.match_info["id"], "/id")
-    if who.queues is not None:
+
+    def define(before: Schedule | None) -> ScheduleSpec:
         who.check_queue(spec.template.queue)
-        await _check_not_anothers(context, request, who)
-    schedule, created = await context.scheduler.schedules.put(schedule_id, spec)
+        if before is not None:
+            who.check_queue(before.spec.template.queue)
+        return spec
+
+    schedule, created = await context.scheduler.schedules.change(schedule_id, define)
     return reply(_resource(context, schedule), 201 if created else 200)
-
-
-async def _check_not_anothers(context: Context, request: web.Request, who: Principal) -> None:
-    try:
-        schedule = await context.scheduler.schedules.get(request.match_info["id"])
-    except NotFound:
-        return
-    who.check_queue(schedule.spec.template.queue)
 
 
 async def patch(context: Context, request: web.Request, who: Principal) -> web.Response:
     """Change the fields that are given; null takes one away."""
     body = await read_body(request)
-    before = await _visible(context, request, who)
-    spec = decode_patch(body, before.spec)
-    who.check_queue(spec.template.queue)
-    schedule, _ = await context.scheduler.schedules.put(before.id, spec)
+    schedule_id = check_name(request.match_info["id"], "/id")
+
+    def define(before: Schedule | None) -> ScheduleSpec:
+        if before is None or not who.sees(before.spec.template.queue):
+            raise NotFound(NO_SUCH_SCHEDULE)
+        spec = decode_patch(body, before.spec)
+        who.check_queue(spec.template.queue)
+        return spec
+
+    schedule, _ = await context.scheduler.schedules.change(schedule_id, define)
     return reply(_resource(context, schedule))
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from itertools import islice
 
 from tickwheel.core.job import Job, State
-from tickwheel.core.ports import NewTick
-from tickwheel.core.schedule import Schedule, ScheduleSpec
+from tickwheel.core.ports import Define, NewTick
+from tickwheel.core.schedule import Schedule
 
 from .memory_tables import Tables, page_of
 
@@ -22,10 +22,11 @@ class MemorySchedules:
     _tables: Tables
 
     async def put_schedule(
-        self, schedule_id: str, spec: ScheduleSpec, shard: int, now_ms: int
+        self, schedule_id: str, define: Define, shard: int, now_ms: int
     ) -> tuple[Schedule, list[str], bool]:
         """Insert or replace the definition; return (schedule, cancelled job ids, was it new)."""
         row = self._tables.schedules.get(schedule_id)
+        spec = define(row)
         if row is None:
             row = Schedule(schedule_id, spec, 1, now_ms, False, None, now_ms, now_ms)
             self._tables.schedules[schedule_id] = row
@@ -119,12 +120,15 @@ class MemorySchedules:
     async def overdue_ticks(
         self, schedule_id: str, before_ms: int, limit: int
     ) -> list[tuple[int, str]]:
-        """Return fire times before `before_ms`, and their jobs that are still unstarted."""
+        """Return fire times before `before_ms`, and their jobs that are still unstarted and due."""
         jobs = self._tables.jobs
         overdue = (
             (fire_ms, job_id)
             for fire_ms, job_id in sorted(self._tables.ticks.get(schedule_id, {}).items())
-            if fire_ms < before_ms and job_id in jobs and _unstarted(jobs[job_id])
+            if fire_ms < before_ms
+            and (job := jobs.get(job_id)) is not None
+            and _unstarted(job)
+            and job.run_at_ms < before_ms
         )
         return list(islice(overdue, limit))
 

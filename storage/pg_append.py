@@ -74,11 +74,15 @@ class PgAppend(PgBase):
         start = next((sub.start for sub in batch if sub.start is not None), None)
         owner, workers = ("", []) if start is None else (start.owner, _workers(batch))
 
+        again = any(submission.again for submission in batch)
+
         async def work(link: Link) -> list[Answer]:
+            # Where a job was moved from there is nothing in the way of a second one.
+            moved = await self._moved(link, jobs) if again or link.repeated else {}
             try:
-                return await write(link, {})
+                return await write(link, moved)
             except asyncpg.UniqueViolationError:
-                return await write(link, await self._there(link, jobs, owner))
+                return await write(link, moved | await self._there(link, jobs, owner))
 
         async def write(link: Link, there: Mapping[str, int]) -> list[Answer]:
             if keyed:
@@ -142,6 +146,11 @@ class PgAppend(PgBase):
                 holders[queue, text] = Holder(body_hash, str(job_id), run_at_ms, False)
         return holders
 
+    async def _moved(self, link: Link, jobs: Sequence[NewJob]) -> dict[str, int]:
+        """Return those jobs that were inserted before, and are elsewhere now; each with token 0."""
+        rows = await link.fetch(self._sql("moved"), [job.id for job in jobs])
+        return {str(job_id): 0 for job_id, _ in rows}
+
     async def _there(self, link: Link, jobs: Sequence[NewJob], owner: str) -> dict[str, int]:
         """Return those jobs that were inserted before, by id.
 
@@ -168,7 +177,7 @@ def _written(submission: Submission, there: Mapping[str, int], token: int) -> li
 def _workers(batch: Iterable[Submission]) -> list[str | None]:
     """Return of each job the worker that it starts with; None: it waits."""
     workers: list[str | None] = []
-    for jobs, _, start in batch:
+    for jobs, _, start, _ in batch:
         started = () if start is None else start.workers
         workers += started
         workers += [None] * (len(jobs) - len(started))

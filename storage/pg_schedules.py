@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from tickwheel.core.ports import PAGE_BYTES_MAX, NewTick
+from tickwheel.core.ports import PAGE_BYTES_MAX, Define, NewTick
 from tickwheel.core.schedule import DAY_MS, Schedule, ScheduleSpec
 
 from .link import Link
@@ -25,26 +25,28 @@ class PgSchedules(PgBase):
     """`core.ports.ScheduleStore`."""
 
     async def put_schedule(
-        self, schedule_id: str, spec: ScheduleSpec, shard: int, now_ms: int
+        self, schedule_id: str, define: Define, shard: int, now_ms: int
     ) -> tuple[Schedule, list[str], bool]:
         """Insert or replace the definition; return (schedule, cancelled job ids, was it new)."""
-        definition = (spec.template.queue, encode_spec(spec), spec.template.args, now_ms)
 
         async def work(link: Link) -> tuple[Schedule, list[str], bool]:
             async with link.transaction():
-                sql = self._sql("schedule_insert")
-                row = await link.fetch_row(sql, schedule_id, shard, *definition)
-                if row is not None:
-                    return schedule_of(row), [], True
                 row = await link.fetch_row(self._sql("schedule_lock"), schedule_id)
                 if row is None:
-                    raise asyncpg.SerializationError("the schedule was deleted just now")
+                    new = _values(define(None), now_ms)
+                    sql = self._sql("schedule_insert")
+                    row = await link.fetch_row(sql, schedule_id, shard, *new)
+                    if row is None:
+                        raise asyncpg.SerializationError("the schedule was made just now")
+                    return schedule_of(row), [], True
                 stored = schedule_of(row)
+                spec = define(stored)
                 if same_definition(stored.spec, spec):
                     mine = stored.version == 1 and stored.created_at_ms == now_ms
                     return stored, [], link.repeated and mine
                 cancelled = await self._cancel_unstarted(link, schedule_id, now_ms, now_ms)
-                row = await link.fetch_row(self._sql("schedule_change"), schedule_id, *definition)
+                sql = self._sql("schedule_change")
+                row = await link.fetch_row(sql, schedule_id, *_values(spec, now_ms))
                 assert row is not None
                 return schedule_of(row), cancelled, False
 
@@ -144,12 +146,12 @@ class PgSchedules(PgBase):
     async def overdue_ticks(
         self, schedule_id: str, before_ms: int, limit: int
     ) -> list[tuple[int, str]]:
-        """Return fire times before `before_ms`, and their jobs that are still unstarted."""
+        """Return fire times before `before_ms`, and their jobs that are still unstarted and due."""
 
         async def work(link: Link) -> list[tuple[int, str]]:
             ids: list[str] = []
             for name in await self._partitions.live(link, None):
-                rows = await link.fetch(self._sql("unstarted", name), schedule_id)
+                rows = await link.fetch(self._sql("unstarted_due", name), schedule_id, before_ms)
                 ids += [str(row[0]) for row in rows]
             sql = self._sql("ticks_of_jobs")
             rows = await link.fetch(sql, schedule_id, before_ms, ids, limit)
@@ -222,3 +224,7 @@ class PgSchedules(PgBase):
         rows = await link.fetch(self._sql("ticks_jobs"), schedule.id, fire_times)
         there = {str(row[0]) for row in rows}
         return [tick for tick in ticks if tick.job.id in there]
+
+
+def _values(spec: ScheduleSpec, now_ms: int) -> tuple[object, ...]:
+    return spec.template.queue, encode_spec(spec), spec.template.args, now_ms

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from tickwheel.core.errors import Unavailable
 from tickwheel.core.ids import SHARDS_MAX
 from tickwheel.core.schedule import DAY_MS
 
@@ -105,7 +107,8 @@ class PostgresStore(PgAppend, PgEdit, PgList, PgQueues, PgSchedules, PgShards, P
         """Connect, and migrate the schema if it is behind; raise `Unavailable` if that fails."""
         work = partial(migrate, sql=self._sql, shards=self._shards)
         self._shards = await self._ddl_pool.run(work, attempts_max=MIGRATE_ATTEMPTS_MAX)
-        await self._ddl_pool.run(self._finalize)
+        with suppress(Unavailable):  # who reads there may take hours: upkeep goes on with it
+            await self._ddl_pool.run(self._finalize, attempts_max=1)
         await self._pool.read(self._partitions.refresh)
 
     async def close(self) -> None:

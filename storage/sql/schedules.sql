@@ -105,13 +105,14 @@ WHERE j.scheduled_at = chosen.scheduled_at
     AND j.attempt = 0
 RETURNING j.id;
 
--- name: unstarted
+-- name: unstarted_due
 SELECT id FROM {partition}
 WHERE indexed
     AND schedule_id IS NOT NULL
     AND schedule_id = $1
     AND state = 'scheduled'
     AND attempt = 0
+    AND run_at < $2
 ORDER BY schedule_id, scheduled_at, id;
 
 -- name: active_jobs

@@ -27,8 +27,9 @@ from tickwheel.core.job import (
     Success,
     Waiting,
 )
-from tickwheel.core.ports import PAGE_BYTES_MAX, Store
+from tickwheel.core.ports import PAGE_BYTES_MAX, Define, Store
 from tickwheel.core.ports_cluster import Member
+from tickwheel.core.schedule import ScheduleSpec
 from tickwheel.storage import PostgresStore
 
 SECOND = 1_000
@@ -211,6 +212,11 @@ async def listed(store: Store, where: JobFilter = ANY, limit: int = 100) -> list
         if after is None:
             return jobs
     raise AssertionError("the list has no end")
+
+
+def as_it_is(spec: ScheduleSpec) -> Define:
+    """Define a schedule so, whatever it was."""
+    return lambda _: spec
 
 
 async def enroll(store: Store, *names: str) -> None:

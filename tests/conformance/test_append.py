@@ -139,6 +139,22 @@ async def test_a_repeated_append_leaves_a_job_that_has_gone_on_alone(store: Stor
     assert await load(store, LANE) == []
 
 
+async def test_a_repeated_append_does_not_bring_a_job_back_to_where_it_was_moved_from(
+    store: Store,
+) -> None:
+    jobs = [new_job(NOW + HOUR) for _ in range(2)]
+    await add(store, *jobs)
+    moved = await store.reschedule(jobs[0].id, NOW + 3 * DAY, NOW)
+    submission = Submission(jobs, again=True)
+    await store.append([submission], NOW)
+    assert {job.id: job.run_at_ms for job in await listed(store)} == {
+        jobs[0].id: NOW + 3 * DAY,
+        jobs[1].id: NOW + HOUR,
+    }
+    assert await row_of(store, jobs[0].id) == moved
+    assert await loaded_ids(store) == [jobs[1].id, jobs[0].id]
+
+
 async def test_a_peer_sees_what_was_appended(store: Store, peer: Store) -> None:
     new = new_job()
     await add(store, new)

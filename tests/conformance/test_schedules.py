@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from conformance.rows import (
     DAY,
     HOUR,
@@ -13,6 +15,7 @@ from conformance.rows import (
     NOW,
     SHARDS,
     add,
+    as_it_is,
     claim,
     loaded_ids,
     new_job,
@@ -22,8 +25,9 @@ from conformance.rows import (
     start,
 )
 
+from tickwheel.core.errors import NotFound
 from tickwheel.core.job import Job, JobOptions, State
-from tickwheel.core.ports import NewTick, Store
+from tickwheel.core.ports import Define, NewTick, Store
 from tickwheel.core.retry import RetryPolicy
 from tickwheel.core.schedule import JobTemplate, Schedule, ScheduleSpec
 
@@ -65,7 +69,7 @@ async def put(
     shard: int = 0,
     now_ms: int = NOW,
 ) -> Schedule:
-    schedule, _, _ = await store.put_schedule(schedule_id, spec, shard, now_ms)
+    schedule, _, _ = await store.put_schedule(schedule_id, as_it_is(spec), shard, now_ms)
     return schedule
 
 
@@ -107,7 +111,7 @@ async def with_jobs(store: Store) -> tuple[list[NewTick], list[Job]]:
 
 
 async def test_a_schedule_comes_back_as_it_was_put(store: Store, peer: Store) -> None:
-    schedule, cancelled, created = await store.put_schedule("nightly", FULL, 3, NOW)
+    schedule, cancelled, created = await store.put_schedule("nightly", as_it_is(FULL), 3, NOW)
     assert schedule == Schedule(
         id="nightly",
         spec=FULL,
@@ -132,18 +136,50 @@ async def test_every_kind_of_time_comes_back(store: Store) -> None:
 async def test_an_equal_definition_changes_nothing(store: Store) -> None:
     ticks, started = await with_jobs(store)
     before = await read(store)
-    again = await store.put_schedule("nightly", replace(HOURLY), 0, NOW + HOUR)
+    again = await store.put_schedule("nightly", as_it_is(replace(HOURLY)), 0, NOW + HOUR)
     assert again == (before, [], False)
     assert await read(store) == before
     assert (await row_of(store, ticks[0].job.id)).state is State.SCHEDULED
     assert [await row_of(store, row.id) for row in started] == started
 
 
+async def test_a_definition_is_made_of_what_is_there(store: Store, peer: Store) -> None:
+    def change(**fields: Any) -> Define:
+        def define(before: Schedule | None) -> ScheduleSpec:
+            assert before is not None
+            return replace(before.spec, **fields)
+
+        return define
+
+    await put(store)
+    await asyncio.gather(
+        *(store.put_schedule("nightly", change(jitter_ms=n), 0, NOW) for n in (1, 2)),
+        *(peer.put_schedule("nightly", change(misfire=p), 0, NOW) for p in ("skip", "fire_all")),
+    )
+    spec = (await read(store)).spec
+    assert (spec.jitter_ms in (1, 2), spec.misfire in ("skip", "fire_all")) == (True, True)
+
+
+async def test_a_definition_that_is_refused_writes_nothing(store: Store) -> None:
+    def refuse(_: Schedule | None) -> ScheduleSpec:
+        raise NotFound("no")
+
+    with pytest.raises(NotFound):
+        await store.put_schedule("nightly", refuse, 0, NOW)
+    assert await store.get_schedule("nightly") is None
+    before = await put(store)
+    with pytest.raises(NotFound):
+        await store.put_schedule("nightly", refuse, 0, NOW)
+    assert await read(store) == before
+
+
 async def test_a_changed_definition_starts_over_from_now(store: Store) -> None:
     ticks, started = await with_jobs(store)
     before = await read(store)
     changed = replace(HOURLY, interval_ms=2 * HOUR)
-    schedule, cancelled, created = await store.put_schedule("nightly", changed, 0, NOW + 5)
+    schedule, cancelled, created = await store.put_schedule(
+        "nightly", as_it_is(changed), 0, NOW + 5
+    )
     assert (cancelled, created) == ([ticks[0].job.id], False)
     assert schedule.version > before.version
     assert (schedule.spec, schedule.cursor_ms) == (changed, NOW + 5)
@@ -183,7 +219,9 @@ async def test_a_job_that_was_given_back_uncharged_is_unstarted_again(store: Sto
     running = await row_of(store, written.job.id)
     await settle(store, running, State.SCHEDULED, attempt=0, releases=1)
     assert await store.active_jobs(["nightly"]) == [[]]
-    _, cancelled, _ = await store.put_schedule("nightly", replace(HOURLY, jitter_ms=5), 0, NOW + 5)
+    _, cancelled, _ = await store.put_schedule(
+        "nightly", as_it_is(replace(HOURLY, jitter_ms=5)), 0, NOW + 5
+    )
     assert cancelled == [written.job.id]
 
 
@@ -358,7 +396,7 @@ async def test_jobs_of_a_schedule_do_not_hold_up_plain_ones(store: Store) -> Non
 async def test_many_that_put_one_schedule_at_once_make_one(store: Store, peer: Store) -> None:
     answers = await asyncio.gather(
         *(
-            (store if number % 2 else peer).put_schedule("nightly", FULL, 0, NOW)
+            (store if number % 2 else peer).put_schedule("nightly", as_it_is(FULL), 0, NOW)
             for number in range(8)
         )
     )
@@ -370,7 +408,7 @@ async def test_an_occurrence_that_has_come_due_outlives_an_edit_and_a_pause(stor
     ticks = [tick_at(NOW + HOUR), tick_at(NOW + 3 * HOUR)]
     await tick(store, await put(store), ticks)
     changed = replace(HOURLY, interval_ms=2 * HOUR)
-    _, cancelled, _ = await store.put_schedule("nightly", changed, 0, NOW + 2 * HOUR)
+    _, cancelled, _ = await store.put_schedule("nightly", as_it_is(changed), 0, NOW + 2 * HOUR)
     assert cancelled == [ticks[1].job.id]
     paused = await store.pause_schedule("nightly", True, None, NOW + 2 * HOUR)
     assert paused is not None

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -456,9 +456,36 @@ def test_redriving_what_is_no_dead_letter_fails(
     async def redrive(self: DeadLetters, **_: Any) -> dict[str, Any]:
         return {"redriven": [{"from": "a", "id": "n"}] * found, "remaining": 0}
 
+    monkeypatch.setattr(DeadLetters, "list", lambda *_, **__: listed([]))
     monkeypatch.setattr(DeadLetters, "redrive", redrive)
     result = invoke("dead", "redrive", *arguments)
     assert (result.exit_code, result.stdout.split()[0]) == (status, str(found))
+
+
+async def listed(ids: list[str]) -> AsyncIterator[dict[str, str]]:
+    for each in ids:
+        yield {"id": each}
+
+
+def test_what_dies_again_is_not_redriven_twice_by_one_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead = [f"letter-{number}" for number in range(1_200)]
+    asked: list[str] = []
+
+    async def redrive(
+        self: DeadLetters, *, ids: list[str] | None = None, dry_run: bool = False, **_: Any
+    ) -> dict[str, Any]:
+        if not dry_run:
+            asked.extend(ids or ())
+        # However many are redriven, as many die again.
+        return {"redriven": [{"from": each, "id": "n"} for each in ids or ()], "remaining": 1_200}
+
+    monkeypatch.setattr(DeadLetters, "list", lambda *_, **__: listed(dead))
+    monkeypatch.setattr(DeadLetters, "redrive", redrive)
+    result = invoke("dead", "redrive", "--all")
+    assert (result.exit_code, result.stdout) == (0, "1200 redriven, 1200 remain\n")
+    assert asked == dead
 
 
 def test_deleting_asks_only_once_it_is_known_what() -> None:

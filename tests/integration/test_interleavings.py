@@ -16,6 +16,7 @@ from conformance.rows import (
     NOW,
     SECOND,
     add,
+    as_it_is,
     claim_all,
     end_of,
     ending_of,
@@ -207,7 +208,7 @@ async def test_two_owners_make_one_job_of_a_tick(postgres_dsn: str, schema: str)
         await house.store.touch_lane("default", 5)
         for number, order in enumerate(orders(2)):
             name = f"schedule-{number}"
-            schedule, _, _ = await house.store.put_schedule(name, spec, 0, NOW)
+            schedule, _, _ = await house.store.put_schedule(name, as_it_is(spec), 0, NOW)
             calls = [_tick(schedule) for _ in range(2)]
             played = await play(house.sessions, calls, order, house.monitor)
             assert sorted(map(str, played.answers)) == ["None", "[1]"]

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fake_scheduler import FakeScheduler
 from integration.http_house import house
 
 from tickwheel.client import Client
@@ -19,13 +20,15 @@ END_SECONDS = 20.0
 
 
 @asynccontextmanager
-async def node_worker(url: str, *queues: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def node_worker(
+    url: str, *queues: str, source: Path = EXAMPLE
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run the example; kill it at the end if it still runs."""
     node = shutil.which("node")
     if node is None:
         pytest.fail("this test runs examples/worker.mjs: install Node 18 or newer (`make tools`)")
     worker = await asyncio.create_subprocess_exec(
-        node, str(EXAMPLE), url, *queues, stdout=asyncio.subprocess.PIPE
+        node, str(source), url, *queues, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert worker.stdout is not None
@@ -79,3 +82,37 @@ async def test_a_node_worker_finishes_its_jobs_on_sigterm() -> None:
         ended = await client.get(job["id"])
         assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
         assert await client.workers() == []
+
+
+async def test_a_node_worker_outlives_what_its_handlers_give(tmp_path: Path) -> None:
+    source = tmp_path / "worker.mjs"
+    strange = "const tasks = { big: async () => 1n, nothing: async () => { throw null; },"
+    source.write_text(EXAMPLE.read_text().replace("const tasks = {", strange))
+    async with house() as h, Client(h.url) as client, node_worker(h.url, source=source):
+        jobs = [await client.submit(task, max_attempts=1) for task in ("big", "nothing", "echo")]
+        ended = [await client.wait(job["id"], timeout_seconds=END_SECONDS) for job in jobs]
+        assert [job["state"] for job in ended] == ["dead", "dead", "succeeded"]
+        assert [(job["error"] or {}).get("type") for job in ended] == ["TypeError", "Error", None]
+
+
+async def test_what_a_node_worker_can_not_report_hinders_no_other() -> None:
+    with FakeScheduler() as fake:
+        async with node_worker(fake.url):
+            poison = fake.offer("echo")
+            fake.poison.add(poison)
+            others = [fake.offer("echo") for _ in range(4)]
+            for each in others:
+                await fake.reported("succeeded", each)
+        assert poison not in fake.items("succeeded")
+
+
+async def test_a_node_worker_without_a_scheduler_ends_on_sigterm() -> None:
+    with FakeScheduler() as fake:
+        async with node_worker(fake.url) as worker:
+            await fake.until(lambda: fake.asked("poll"))
+            fake.refuse("register", 503, "unavailable", times=10_000)
+            fake.forget_workers()
+            await fake.until(lambda: len(fake.asked("register")) > 1)
+            worker.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(END_SECONDS):
+                assert await worker.wait() == 0

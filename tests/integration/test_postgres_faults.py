@@ -13,6 +13,7 @@ from conformance.rows import (
     NOW,
     OWNER,
     add,
+    as_it_is,
     claim_all,
     end_of,
     ending_of,
@@ -168,7 +169,7 @@ async def redrive(store: PostgresStore) -> None:
 
 
 async def tick(store: PostgresStore) -> None:
-    schedule, _, created = await store.put_schedule("s", SPEC, 0, NOW)
+    schedule, _, created = await store.put_schedule("s", as_it_is(SPEC), 0, NOW)
     assert created
     ticks = [NewTick(NOW + n, new_job(NOW + n, schedule_id="s")) for n in (1_000, 2_000)]
     assert await store.tick(schedule, NOW + 5_000, ticks, [], 3, NOW) == ticks
@@ -179,7 +180,7 @@ async def tick(store: PostgresStore) -> None:
 
 
 async def end_a_schedule(store: PostgresStore) -> None:
-    await store.put_schedule("s", SPEC, 0, NOW)
+    await store.put_schedule("s", as_it_is(SPEC), 0, NOW)
     await store.count_skipped("s", 1, 0, NOW)
     stored = await store.get_schedule("s")
     assert stored is not None

@@ -320,6 +320,9 @@ async def test_maintenance_does_not_wait_for_a_long_reader(
     await reader.execute(f"BEGIN; SELECT count(*) FROM {schema}.jobs")
     assert (await store.maintain(NOW + 9 * DAY))["partitions_dropped"] == 0
     await add(store, new_job(NOW + 9 * DAY))
+    other = PostgresStore(postgres_dsn, schema=schema)
+    await other.open()  # nor does a scheduler that starts meanwhile
+    await other.close()
     await reader.close()
     assert (await store.maintain(NOW + 9 * DAY))["partitions_dropped"] == 1
 

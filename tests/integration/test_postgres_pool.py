@@ -214,6 +214,29 @@ async def test_retries_are_counted_and_their_pauses_grow(tmp_path: Any) -> None:
         assert 0.5 <= pause / (pool_module.PAUSE_SECONDS * 2**attempt) <= 1.5
 
 
+async def test_a_server_that_has_no_connection_left_is_asked_again(postgres_dsn: str) -> None:
+    role = new_schema()
+    await query(postgres_dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 1")
+    head, _, tail = postgres_dsn.partition("@")
+    dsn = f"{head.rpartition('/')[0]}/{role}:x@{tail}"
+    taken = await asyncpg.connect(dsn)
+
+    async def until_it_has(_seconds: float) -> None:
+        await taken.close()
+        sessions = "SELECT pid FROM pg_stat_activity WHERE usename = $1"
+        while await query(postgres_dsn, sessions, role):
+            await asyncio.sleep(0.01)
+
+    def pool(sleep: Any) -> pool_module.Pool:
+        return pool_module.Pool(dsn, 1, random.Random(0), sleep)
+
+    with pytest.raises(Unavailable, match="too many connections"):
+        await pool(no_pause).run(lambda link: link.value("SELECT 1"))
+    waiting = pool(until_it_has)
+    assert await waiting.run(lambda link: link.value("SELECT 1")) == 1
+    await waiting.close()
+
+
 async def test_a_closed_store_is_unavailable(postgres_dsn: str) -> None:
     store = PostgresStore(postgres_dsn, schema=new_schema())
     await store.open()

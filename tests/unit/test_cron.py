@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+import zoneinfo
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
+from importlib import resources
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from croniter import croniter
@@ -216,8 +220,30 @@ def test_a_broken_zone_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> tzinfo:
         raise ValueError("Invalid TZif file: magic not found")
 
-    monkeypatch.setattr(module, "ZoneInfo", broken)
+    monkeypatch.setattr(module, "zone", broken)
     assert code_of("* * * * *", "Europe/Berlin") == "timezone_unknown"
+
+
+def test_zones_are_the_packages_and_not_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with resources.files("tzdata").joinpath("zoneinfo", "Asia", "Tokyo").open("rb") as file:
+        tokyo = file.read()
+    (tmp_path / "Europe").mkdir()
+    (tmp_path / "Europe" / "Berlin").write_bytes(tokyo)
+    zoneinfo.reset_tzpath(to=[str(tmp_path)])
+    try:
+        ZoneInfo.clear_cache()
+        assert datetime(2030, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")).utcoffset() == timedelta(
+            hours=9
+        )
+        module.zone.cache_clear()
+        module._segments.cache_clear()
+        found = CronExpression("0 12 * * *", "Europe/Berlin").next_after(ms("2030-01-01T00:00"))
+        assert found == ms("2030-01-01T11:00")
+    finally:
+        zoneinfo.reset_tzpath()
+        ZoneInfo.clear_cache()
 
 
 def test_unknown_dst_rules_are_refused() -> None:
@@ -391,7 +417,7 @@ def test_a_change_at_the_turn_of_a_year_is_seen_once_from_both_sides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     zone = StepZone(timedelta(hours=before), timedelta(hours=after))
-    monkeypatch.setattr(module, "ZoneInfo", lambda _: zone)
+    monkeypatch.setattr(module, "zone", lambda _: zone)
     monkeypatch.setattr(module, "_zone_names", lambda: {name})
     cron = CronExpression(text, name)
     found = cron.times(ms("2029-12-31T00:00"), ms("2030-01-02T01:00"))

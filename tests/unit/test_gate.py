@@ -16,6 +16,7 @@ from unit.rig import (
     scheduler_on,
     state_of,
     store_of,
+    submit,
     until,
 )
 
@@ -274,6 +275,58 @@ def test_what_is_buffered_is_not_late_when_the_next_one_is() -> None:
             [second] = await hand.poll(3_000)
             assert second.run_at_ms == START_MS + 20 * SECOND
             assert await counters(scheduler) == (2, 1, 0)
+
+    run(scenario)
+
+
+def test_what_waits_for_room_in_memory_is_not_late() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(
+            store_of(clock), clock, lane_resident_max=100, load_page=50
+        ) as scheduler:
+            spec = every(10 * SECOND, "allow", misfire="skip", end_at_ms=START_MS + 60_000)
+            await scheduler.schedules.put("s", spec)
+            await submit(scheduler, 2_000)
+            await asyncio.sleep(70)
+            assert scheduler._kernel.residents.total < 300
+            hand = await Hand(scheduler, {"default": 500}).join()
+            await hand.work(2_006)
+            assert await counters(scheduler) == (6, 0, 0)
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_what_was_late_before_there_was_a_backlog_is_late() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        spec = every(10 * SECOND, "allow", misfire="skip", end_at_ms=START_MS + 60_000)
+        async with scheduler_on(store, clock) as first:
+            await first.schedules.put("s", spec)
+            await asyncio.sleep(5)
+        await asyncio.sleep(70)
+        async with scheduler_on(store, clock, lane_resident_max=100, load_page=50) as scheduler:
+            await submit(scheduler, 2_000)
+            hand = await Hand(scheduler, {"default": 500}).join()
+            await hand.work(2_000)
+            await asyncio.sleep(5)
+            assert await counters(scheduler) == (0, 0, 6)
+
+    run(scenario)
+
+
+def test_what_comes_due_while_the_gate_is_busy_with_others_is_not_late() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            for number in range(40):
+                await scheduler.schedules.put(f"burst-{number}", every(10 * SECOND, "skip"))
+            spec = every(SECOND, "allow", misfire="skip", end_at_ms=START_MS + 20_000)
+            await scheduler.schedules.put("s", spec)
+            await asyncio.sleep(5)
+            store.delay_ms = 50
+            await asyncio.sleep(30)
+            assert await counters(scheduler) == (20, 0, 0)
 
     run(scenario)
 

@@ -121,6 +121,24 @@ def test_when_memory_is_full_the_loader_neither_spins_nor_starves_a_lane(jobs_ea
     run(scenario)
 
 
+def test_jobs_to_be_done_at_once_in_many_queues_leave_memory_bounded() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(
+            store_of(clock), clock, lane_resident_max=10_000, load_page=500, resident_jobs_max=8_000
+        ) as scheduler:
+            names = [f"q{number}" for number in range(6)]
+            for name in names:
+                await submit(scheduler, 3_000, queue=name)
+                await asyncio.sleep(1)
+                assert scheduler._kernel.residents.total <= 10_000
+            hands = [await Hand(scheduler, {name: 500}).join() for name in names]
+            await asyncio.gather(*(hand.work(3_000) for hand in hands))
+            assert await states(scheduler) == {State.SUCCEEDED: 18_000}
+            books_balance(scheduler)
+
+    run(scenario)
+
+
 def test_two_residents_beyond_a_lane_in_need_make_room() -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with scheduler_on(store_of(clock), clock) as scheduler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -220,6 +221,103 @@ def test_plain_functions_run_in_threads() -> None:
             good, bad = [await scheduler.submit("sync", {"x": x}) for x in (0, 1)]
             assert (await scheduler.jobs.wait(good.id, 5_000)).result == b"true"
             assert (await scheduler.jobs.wait(bad.id, 5_000)).state is State.DEAD
+
+    asyncio.run(scenario())
+
+
+def test_as_many_plain_functions_run_at_once_as_there_are_slots() -> None:
+    async def scenario() -> None:
+        async with Scheduler(MemoryStore()) as scheduler:
+            together = threading.Barrier(scheduler.settings.local_slots)
+
+            @scheduler.task("sync", max_attempts=1)
+            def sync() -> None:
+                together.wait(20)
+
+            jobs = [await scheduler.submit("sync") for _ in range(scheduler.settings.local_slots)]
+            states = [(await scheduler.jobs.wait(job.id, 20_000)).state for job in jobs]
+            assert states == [State.SUCCEEDED] * len(jobs)
+
+    asyncio.run(scenario())
+
+
+def test_a_plain_function_is_told_of_its_timeout() -> None:
+    async def scenario() -> None:
+        async with Scheduler(MemoryStore()) as scheduler:
+            over, told = threading.Event(), threading.Event()
+
+            @scheduler.task("sync", max_attempts=1)
+            def sync(ctx: Context) -> None:
+                while not (ctx.cancelled or over.wait(0.001)):
+                    pass
+                if ctx.cancelled:
+                    told.set()
+
+            job = await ended(scheduler, "sync", options=JobOptions(timeout_ms=100))
+            assert error_of(job)["type"] == "TimeoutError"
+            assert await asyncio.to_thread(told.wait, 5)
+            over.set()
+
+    asyncio.run(scenario())
+
+
+def test_a_handler_that_is_cancelled_from_within_has_failed() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+
+            @scheduler.task("t", max_attempts=1)
+            async def handler() -> None:
+                other = asyncio.create_task(asyncio.sleep(60))
+                other.cancel()
+                await other
+
+            job = await ended(scheduler, "t")
+            assert (job.state, error_of(job)["type"]) == (State.DEAD, "CancelledError")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_handler_that_exits_ends_its_job_and_not_the_process(threaded: bool) -> None:
+    async def scenario() -> None:
+        async with Scheduler(MemoryStore()) as scheduler:
+
+            async def leave() -> None:
+                sys.exit(2)
+
+            function = (lambda: sys.exit(2)) if threaded else leave
+            scheduler.task("t", max_attempts=1)(function)
+            job = await asyncio.wait_for(ended(scheduler, "t"), 20)
+            assert (job.state, error_of(job)["type"]) == (State.DEAD, "SystemExit")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan"), 1e10])
+def test_a_retry_that_is_no_time_fails_the_attempt(seconds: float) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+
+            @scheduler.task("t", max_attempts=1)
+            async def handler() -> None:
+                raise Retry(seconds)
+
+            job = await ended(scheduler, "t")
+            assert (job.state, error_of(job)["type"]) == (State.DEAD, "ValueError")
+
+    run(scenario)
+
+
+def test_a_plain_function_that_runs_out_of_something_to_iterate_has_failed() -> None:
+    async def scenario() -> None:
+        async with Scheduler(MemoryStore()) as scheduler:
+
+            @scheduler.task("sync", max_attempts=1)
+            def sync() -> None:
+                next(iter(()))
+
+            job = await asyncio.wait_for(ended(scheduler, "sync"), 20)
+            assert error_of(job)["type"] == "RuntimeError"
 
     asyncio.run(scenario())
 

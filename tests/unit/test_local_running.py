@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -20,10 +21,12 @@ from tickwheel.core import (
     Job,
     Queue,
     Scheduler,
+    Settings,
     State,
 )
 from tickwheel.core.lifecycle import settle_lost
 from tickwheel.core.testing import VirtualClock, run
+from tickwheel.storage import MemoryStore
 
 
 async def ended(scheduler: Scheduler, task: str, **settings: Any) -> Job:
@@ -194,7 +197,7 @@ def test_stopping_lets_handlers_finish_and_gives_back_the_rest() -> None:
             assert [(row.state, row.attempt, row.lost_leases) for row in rows if row] == [
                 (State.SUCCEEDED, 1, 0),
                 (State.SCHEDULED, 0, 0),
-                (State.SCHEDULED, 0, 0),
+                (State.RUNNING, 1, 0),
             ]
         finally:
             let_go.set()
@@ -202,6 +205,29 @@ def test_stopping_lets_handlers_finish_and_gives_back_the_rest() -> None:
         await asyncio.wait([stubborn_task])
 
     run(scenario)
+
+
+def test_a_function_that_goes_on_after_the_end_is_left_to_its_lease() -> None:
+    async def scenario() -> None:
+        store = MemoryStore()
+        scheduler = Scheduler(store, settings=Settings(drain_ms=1))
+        began, over = threading.Event(), threading.Event()
+
+        @scheduler.task("t")
+        def handler() -> None:
+            began.set()
+            over.wait(20)
+
+        await scheduler.start()
+        job_id = (await scheduler.submit("t")).id
+        await asyncio.to_thread(began.wait, 20)
+        await scheduler.stop()
+        row = await store.get(job_id)
+        assert row is not None
+        assert (row.state, row.attempt) == (State.RUNNING, 1)
+        over.set()
+
+    asyncio.run(scenario())
 
 
 def test_results_are_reported_when_the_store_is_back() -> None:

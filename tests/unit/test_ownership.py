@@ -23,7 +23,7 @@ from tickwheel.core.job import State
 from tickwheel.core.neighbours import SUSPECTED_MS
 from tickwheel.core.ports_cluster import Member
 from tickwheel.core.protocol import Report
-from tickwheel.core.testing import VirtualClock, run
+from tickwheel.core.testing import START_MS, VirtualClock, run
 from tickwheel.storage import MemoryStore
 
 
@@ -382,6 +382,24 @@ def test_nothing_is_taken_sent_or_ended_by_a_clock_that_was_set_until_it_is_righ
             await submit(scheduler)
             assert await state_of(scheduler, much_later) is State.SCHEDULED
             books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_slow_answer_does_not_make_a_wrong_clock_right() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        theirs = VirtualClock(asyncio.get_running_loop())
+        store = Faulty(MemoryStore(4, clock=theirs))
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            [job_id] = await submit(scheduler, delay_ms=10_000)
+            store.delay_ms = 3_000
+            clock.step(1_500)
+            assert await hand.poll(9_000) == []
+            store.delay_ms = 0
+            clock.step(-1_500)
+            [lease] = await hand.poll(10_000)
+            assert (lease.id, theirs.now_ms() >= START_MS + 10_000) == (job_id, True)
 
     run(scenario)
 

@@ -10,10 +10,13 @@ from unit.rig import (
     SECOND,
     Hand,
     books_balance,
+    faulty,
     scheduler_on,
+    state_of,
     states,
     store_of,
     submit,
+    until,
 )
 
 from tickwheel.core import JobOptions, NotFound, Queue, State
@@ -112,6 +115,26 @@ def test_a_purge_cancels_what_waits_and_nothing_else() -> None:
                 State.SCHEDULED: 3,
                 State.SUCCEEDED: 2,
             }
+            books_balance(scheduler)
+
+    run(scenario)
+
+
+def test_a_purge_cancels_what_was_claimed_and_not_sent() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            [job_id] = await submit(scheduler, delay_ms=1_000)
+            store.late["claim"] = asyncio.Event()
+            polling = asyncio.create_task(hand.poll(2_000))
+            await until(lambda: store.calls["claim"])
+            purging = asyncio.create_task(scheduler.queues.purge("default"))
+            await asyncio.sleep(0)
+            store.late.pop("claim").set()
+            assert await purging == 1
+            assert await polling == []
+            assert await state_of(scheduler, job_id) is State.CANCELLED
             books_balance(scheduler)
 
     run(scenario)

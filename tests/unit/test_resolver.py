@@ -49,7 +49,7 @@ def test_what_is_alike_gets_the_rows_that_it_would_get_one_by_one(
             kernel.rng = random.Random(seed)
             alike = await resolver._alike([Request(specs, now_ms)], now_ms, 3)
             kernel.rng = random.Random(seed)
-            rows, keys, start = await resolver._one_by_one(Request(specs, now_ms), now_ms, 3)
+            rows, keys, start, _ = await resolver._one_by_one(Request(specs, now_ms), now_ms, 3)
             assert alike == rows
             assert keys == ()
             assert start is None

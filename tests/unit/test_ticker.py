@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from unit.rig import HOUR, MINUTE, Hand, books_balance, faulty, scheduler_on, states, store_of
 
-from tickwheel.core import JobTemplate, ScheduleSpec
+from tickwheel.core import JobTemplate, ScheduleSpec, Unavailable
 from tickwheel.core.testing import START_MS, VirtualClock, run
 
 EVERY_MINUTE = ScheduleSpec(template=JobTemplate("t"), interval_ms=MINUTE, overlap="allow")
@@ -140,6 +140,35 @@ def test_more_schedules_than_a_page_are_all_materialised() -> None:
             await hand.work(600)
             assert {lease.schedule_id for lease in hand.sent} == {f"s{n}" for n in range(600)}
             assert (await states(scheduler)).total() == 600 * 5
+
+    run(scenario)
+
+
+def test_a_queue_that_somebody_holds_holds_up_the_schedules_of_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock, horizon_ms=10_000) as scheduler:
+            hand = await Hand(scheduler, {"default": 10, "held": 10}).join()
+            lane = scheduler._kernel.queues.lane
+
+            async def held(queue: str, *rest: Any) -> Any:
+                if queue == "held":
+                    await asyncio.sleep(1)
+                    raise Unavailable("somebody has it")
+                return await lane(queue, *rest)
+
+            template = JobTemplate("t", queue="held")
+            await scheduler.schedules.put("a", replace(EVERY_MINUTE, template=template))
+            await scheduler.schedules.put("b", EVERY_MINUTE)
+            with monkeypatch.context() as patched:
+                patched.setattr(scheduler._kernel.queues, "lane", held)
+                await asyncio.sleep(1)
+                scheduler._ticker.specs.clear()
+                await hand.work(3)
+                assert {lease.schedule_id for lease in hand.sent} == {"b"}
+            await hand.work(2)
+            assert {lease.schedule_id for lease in hand.sent[3:]} == {"a", "b"}
 
     run(scenario)
 

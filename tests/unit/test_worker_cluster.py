@@ -121,6 +121,19 @@ async def test_the_same_scheduler_under_another_name_is_met_once(
     assert len(first.asked("register")) == 1
 
 
+async def test_schedulers_given_by_other_names_than_they_tell_are_met_once(
+    fakes: list[FakeScheduler], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    introduce(*fakes)
+    worker, _ = holding(*[fake.url.replace("127.0.0.1", "localhost") for fake in fakes[:2]])
+    async with worker:
+        for fake in fakes:
+            await fake.reported("succeeded", fake.offer("run"))
+    [met] = [each for each in caplog.messages if each.startswith("another scheduler")]
+    assert met.endswith(fakes[2].url)
+
+
 async def test_slots_are_shared_among_all(fakes: list[FakeScheduler]) -> None:
     introduce(*fakes[:2])
     worker = Worker(fakes[0].url, queues={"default": 8})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from tickwheel.client.attempt import Attempt
 from tickwheel.client.clock import now
 from tickwheel.client.context import Context
 from tickwheel.client.errors import ClientError, TryLater, Unreachable
-from tickwheel.client.handlers import Handler
+from tickwheel.client.handlers import Around, Handler
 from tickwheel.client.line import Line
 from tickwheel.client.outcome import ITEM_BYTES, plain
 from tickwheel.client.renewal import Events, Keeper
@@ -97,10 +98,11 @@ def test_a_session_whose_scheduler_is_away_keeps_one_slot_to_ask_with() -> None:
 class Run:
     """A relay whose handlers are all `function`, or none, and what it has settled."""
 
-    def __init__(self, function: Callable[..., Any] | None, jobs: int) -> None:
+    def __init__(self, function: Callable[..., Any] | None, jobs: int, *hooks: Around) -> None:
         self.settled: list[Attempt] = []
         self.died: list[BaseException] = []
-        self.relay = relay.Relay(ThreadPoolExecutor(1), [], self.settled.extend, self.died.append)
+        pool = ThreadPoolExecutor(1)
+        self.relay = relay.Relay(pool, hooks, self.settled.extend, self.died.append)
         handler = None if function is None else Handler("task", function)
         self.attempts = [attempt(number, handler=handler) for number in range(jobs)]
         self.relay.push(self.attempts)
@@ -167,6 +169,66 @@ async def test_what_is_halted_before_it_begins_does_not_begin() -> None:
     assert begun == ["job-0"]
     assert run.attempts[1].ended is not None
     assert run.attempts[1].ended.kind == "released"
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_what_is_halted_in_a_hook_does_not_begin(stubborn: bool) -> None:
+    """Nor where the hook goes on after it was cancelled."""
+    waits = asyncio.Event()
+    begun: list[str] = []
+
+    async def turn(ctx: Context, call: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            waits.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+        return await call()
+
+    run = Run(lambda: begun.append("function"), 1, turn)
+    await waits.wait()
+    run.attempts[0].halt("drain")
+    await run.end()
+    assert begun == []
+    assert run.attempts[0].ended is not None
+    assert run.attempts[0].ended.kind == "released"
+
+
+async def test_a_function_that_is_halted_before_it_has_a_thread_does_not_begin() -> None:
+    begun: list[str] = []
+    started, go_on = threading.Event(), threading.Event()
+
+    def work(ctx: Context) -> None:
+        begun.append(ctx.job_id)
+        started.set()
+        assert go_on.wait(20)
+
+    run = Run(work, 2)
+    await asyncio.to_thread(started.wait, 20)
+    for each in run.attempts:
+        each.halt("drain")
+    async with asyncio.timeout(20):
+        while not run.settled:
+            await asyncio.sleep(0)
+    assert run.settled == [run.attempts[1]]  # the other has its thread still
+    go_on.set()
+    await run.end()
+    assert begun == ["job-0"]
+
+
+async def test_what_a_handler_raises_once_it_is_to_stop_is_not_its_failure() -> None:
+    async def work() -> None:
+        try:
+            run.attempts[0].halt("drain")
+            await asyncio.sleep(0)
+        finally:
+            raise ZeroDivisionError
+
+    run = Run(work, 1)
+    await run.end()
+    assert run.attempts[0].ended is not None
+    assert run.attempts[0].ended.kind == "released"
 
 
 async def test_what_is_past_its_lease_does_not_begin_and_goes_back(
@@ -437,6 +499,13 @@ def test_a_scheduler_that_is_away_is_told_now_and_then(
 
 def test_a_line_knows_its_url() -> None:
     assert Line("http://scheduler:8080", None).url == "http://scheduler:8080"
+
+
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://[::1]", 80), ("https://[2001:db8::abcd]", 443), ("http://a:81", 81)]
+)
+def test_a_line_knows_a_port_from_an_address(url: str, port: int) -> None:
+    assert Line(url, None)._connection.port == port
 
 
 def test_importing_the_client_loads_no_http_library() -> None:

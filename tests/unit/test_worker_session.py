@@ -565,6 +565,40 @@ async def test_stopping_now_skips_the_grace(fake: FakeScheduler) -> None:
     assert job_id in fake.items("released")
 
 
+async def test_a_start_hook_that_hangs_is_cancelled_by_the_stop(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    begun = asyncio.Event()
+
+    @worker.on_start
+    async def hang() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(20):
+        async with worker:
+            await begun.wait()
+    assert fake.asked("register") == []
+
+
+async def test_a_stop_hook_that_hangs_is_cancelled_by_the_second_stop(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url)
+    begun = asyncio.Event()
+
+    @worker.on_stop
+    async def hang() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    serving = asyncio.create_task(worker.serve())
+    await fake.until(lambda: fake.asked("poll"))
+    worker.stop()
+    await begun.wait()
+    worker.stop(now=True)
+    async with asyncio.timeout(20):
+        await serving
+    assert fake.asked("leave")
+
+
 async def test_leases_are_renewed_while_the_worker_drains(fake: FakeScheduler) -> None:
     worker = Worker(fake.url)
     waiting = Waiting(worker)
@@ -634,9 +668,34 @@ async def test_a_handler_that_does_not_stop_is_not_released(
     async with worker:
         fake.offer("stubborn")
         await asyncio.to_thread(started.wait, 20)
+        worker.stop(now=True)
     assert _ended(fake) == set()
     assert fake.asked("leave") == []
     go_on.set()
+
+
+async def test_a_function_that_outlives_the_grace_keeps_its_lease_until_it_ends(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "UNWIND_SECONDS", 0.0)
+    worker = Worker(fake.url, grace_seconds=0.0)
+    started, go_on = threading.Event(), threading.Event()
+
+    @worker.task
+    def stubborn() -> None:
+        started.set()
+        assert go_on.wait(20)
+
+    serving = asyncio.create_task(worker.serve())
+    job_id = fake.offer("stubborn", lease_seconds=0.3)
+    await asyncio.to_thread(started.wait, 20)
+    worker.stop()
+    count = len(fake.asked("report"))
+    await fake.until(lambda: len(fake.asked("report")) >= count + 5)  # 0.5 s: without, it is over
+    go_on.set()
+    await serving
+    assert _ended(fake) == {job_id}
+    assert fake.asked("leave")
 
 
 async def test_cancelling_serve_releases_what_runs(fake: FakeScheduler) -> None:

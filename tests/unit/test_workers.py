@@ -17,7 +17,7 @@ from unit.rig import (
     until,
 )
 
-from tickwheel.core import InvalidRequest, Queue, Unavailable, UnknownWorker
+from tickwheel.core import InvalidRequest, JobOptions, Queue, Unavailable, UnknownWorker
 from tickwheel.core.job import State
 from tickwheel.core.protocol import Outcome, PollAnswer, Report, ReportItem, RunningItem
 from tickwheel.core.testing import VirtualClock, run
@@ -415,6 +415,26 @@ def test_a_worker_that_was_silent_for_long_has_its_leases_back_when_it_registers
             answer = await hand.report(first, running=(second,))
             assert answer.results == [(first.id, "ok"), (second.id, "ok")]
             books_balance(scheduler)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("kind", ["failed", "released"])
+@pytest.mark.parametrize("lost_leases_max", [0, 3])
+def test_a_report_that_comes_after_the_loss_is_stale_and_no_repeat(
+    kind: str, lost_leases_max: int
+) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with scheduler_on(store_of(clock), clock) as scheduler:
+            hand = await Hand(scheduler).join()
+            await scheduler.queues.put(Queue("default", lease_ms=1_000))
+            await submit(scheduler, options=JobOptions(lost_leases_max=lost_leases_max))
+            [first] = await hand.poll()
+            await hand.report(first, outcome=Outcome("failed", retry_after_ms=10))
+            [second] = await hand.poll()
+            await until(lambda: scheduler._kernel.leases.get(second.id) is None)
+            late = await hand.report(second, outcome=Outcome(kind))  # type: ignore[arg-type]
+            assert late.results == [(second.id, "stale")]
 
     run(scenario)
 
