@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LIST_LIMIT = 50
 PAGE = 500
+RATE_MAX = 1_000_000
 _NOT_SETTABLE = ("name", "paused", "paused_reason")
 
 
@@ -136,7 +138,7 @@ async def list_dead(client: Client, out: Output, limit: int, **where: Any) -> No
 @option("--queue", help="Only those of this queue.")
 @option("--task", help="Only those of this task.")
 @option("--limit", type=click.IntRange(1), help="At most so many.")
-@option("--rate", type=click.FloatRange(0, min_open=True), help="New jobs per second.")
+@option("--rate", type=click.FloatRange(0, RATE_MAX, min_open=True), help="New jobs per second.")
 @option("--dry-run", is_flag=True, help="Only say how many it would be.")
 @remote
 async def redrive(
@@ -155,6 +157,8 @@ async def redrive(
         raise click.UsageError("give ids, --queue, --task or --all")
     if len(ids) > PAGE:
         raise click.UsageError(f"give at most {PAGE} ids")
+    if math.isnan(rate or 0):  # which is in any range
+        raise click.BadParameter("not a number", param_hint="'--rate'")
     chosen: dict[str, Any] = {
         "all": everything,
         "queue": queue,

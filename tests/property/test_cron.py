@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tickwheel.core.cron import CronExpression, DstOverlap, Gap
+from tickwheel.core.cron import zone as zone_of
 
 HOUR = 3_600
 DAY = 24 * HOUR
@@ -90,7 +91,7 @@ def offset_at(zone: ZoneInfo, at: int) -> int:
 @lru_cache
 def changes(zone_name: str) -> list[Change]:
     """Every change of the zone's offset in YEARS, found by looking once a day."""
-    zone = ZoneInfo(zone_name)
+    zone = zone_of(zone_name)
     start, end = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in YEARS)
     found = []
     before = offset_at(zone, start)
@@ -124,7 +125,7 @@ class Shown(NamedTuple):
 
 
 def walk(zone_name: str, start: int, end: int, step: int) -> list[Shown]:
-    zone = ZoneInfo(zone_name)
+    zone = zone_of(zone_name)
     return [Shown(at, at + offset_at(zone, at)) for at in range(start, end, step)]
 
 
