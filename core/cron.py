@@ -48,8 +48,8 @@ DstOverlap = Literal["first", "both"]
 TEXT_MAX = 256
 END_S = int(datetime(9000, 1, 1, tzinfo=UTC).timestamp())
 SEARCH_S_MAX = 8 * 366 * 86_400
-ZONE_YEARS_MAX = 4_096
 ZONES_MAX = 1_024
+ZONE_YEARS_MAX = 4_096
 """How many (zone, year) pairs are kept with their segments."""
 
 # From 2000 on no zone changes its offset twice within six days; a test looks at all of them.

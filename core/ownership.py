@@ -242,6 +242,8 @@ class Ownership:
         elif clock.in_doubt and skew_max is not None and blur_ms > max(skew_max, 2 * least_ms):
             raise Unavailable("the database answered too slowly to compare clocks")
         elif clock.jumps == jumps:
+            if clock.in_doubt:
+                self._sweeper.recover.set()  # what runs was read up to the time that was wrong
             clock.believe()
         return agrees
 

@@ -169,7 +169,7 @@ async def test_lanes_are_read_out_of_the_pending_set_in_its_order(
         assert "run_at, " in lane["Index Cond"]
 
 
-@pytest.mark.parametrize("name", ["active_jobs", "unstarted", "unstarted_cancel"])
+@pytest.mark.parametrize("name", ["active_jobs", "unstarted_due", "unstarted_cancel"])
 async def test_the_jobs_of_a_schedule_have_an_index_of_their_own(
     postgres_dsn: str, crowded: str, name: str
 ) -> None:

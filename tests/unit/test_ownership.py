@@ -386,6 +386,22 @@ def test_nothing_is_taken_sent_or_ended_by_a_clock_that_was_set_until_it_is_righ
     run(scenario)
 
 
+def test_what_runs_is_found_once_the_clock_by_which_it_was_looked_for_is_right() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = store_of(clock)
+        async with scheduler_on(store, clock, clock_skew_ms_max=None) as first:
+            await submit(first)
+            [lease] = await (await Hand(first).join()).poll()
+        clock.step(-100_000)
+        async with scheduler_on(store, clock, clock_skew_ms_max=None) as second:
+            await asyncio.sleep(5)
+            assert second._kernel.leases.get(lease.id) is None
+            clock.step(100_000)
+            await until(lambda: second._kernel.leases.get(lease.id), 5_000)
+
+    run(scenario)
+
+
 def test_a_slow_answer_does_not_make_a_wrong_clock_right() -> None:
     async def scenario(clock: VirtualClock) -> None:
         theirs = VirtualClock(asyncio.get_running_loop())
