@@ -54,6 +54,8 @@ class Ownership:
         """Shards that we act on no more, and that the store may still call ours."""
         self._trusted_until_ms = 0
         self._rung = asyncio.Event()
+        self._freed = False
+        """Whether somebody said that there may be free shards."""
         self._blur_ms = 1 << 30
         """The least that has ever been unknown of the store's clock."""
         self.skew_ms = 0
@@ -78,6 +80,11 @@ class Ownership:
         """Look for shards now."""
         self._rung.set()
 
+    def hear_of_shards(self) -> None:
+        """Look for shards now: some may be free."""
+        self._freed = True
+        self._rung.set()
+
     async def run(self) -> None:
         """Keep the shards until cancelled."""
         ttl_ms = self._kernel.settings.shard_ttl_ms
@@ -96,6 +103,8 @@ class Ownership:
         """Renew what is owned, and take or give back what is fair; raise `Unavailable`."""
         kernel = self._kernel
         ttl_ms = kernel.settings.shard_ttl_ms
+        if self._freed:
+            await self._take_free()
         if not await self._clock_agrees():
             await self._give_back(list(self._epochs))
             await self._pay()
@@ -130,9 +139,7 @@ class Ownership:
         epochs = self._owed | self._epochs
         self._epochs, self._owed = {}, {}
         self._trusted_until_ms = 0
-        if epochs:
-            await kernel.store.release_shards(kernel.boot_id, epochs)
-        await kernel.store.leave(kernel.boot_id)
+        await kernel.store.leave(kernel.boot_id, epochs)
         kernel.hints.say("shards")
         await kernel.hints.flush()
 
@@ -164,9 +171,23 @@ class Ownership:
         kernel = self._kernel
         if not most:
             return
-        gained = await kernel.store.acquire_shards(
-            kernel.boot_id, kernel.settings.shard_ttl_ms, most
+        self._own(
+            await kernel.store.acquire_shards(kernel.boot_id, kernel.settings.shard_ttl_ms, most)
         )
+
+    async def _take_free(self) -> None:
+        """Take a fair share of what others have given back, before all else: their jobs wait.
+
+        For no longer than we are counted for certain. Not when alone: then limits are shared first.
+        """
+        kernel = self._kernel
+        self._freed = False
+        if self.trusted() and not kernel.hints.alone:
+            left_ms = self._trusted_until_ms - kernel.clock.monotonic_ms()
+            self._own(await kernel.store.take_free(kernel.boot_id, left_ms, len(self._epochs)))
+
+    def _own(self, gained: dict[int, int]) -> None:
+        kernel = self._kernel
         self._epochs.update(gained)
         kernel.residents.own(gained, kernel.clock.now_ms())
         if gained:

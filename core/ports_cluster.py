@@ -50,8 +50,15 @@ class ShardStore(Protocol):
         """Return who lives, the oldest first."""
         ...
 
-    async def leave(self, member_id: str) -> None:
-        """Forget a member that ends."""
+    async def leave(self, member_id: str, epochs: dict[int, int]) -> None:
+        """Give these shards back and forget the member, which ends, in one step."""
+        ...
+
+    async def take_free(self, owner: str, ttl_ms: int, have: int) -> dict[int, int]:
+        """Take shards that nobody owns, up to a fair share of all; the owner has so many already.
+
+        None if the owner is no member. Return shard → epoch.
+        """
         ...
 
     async def acquire_shards(

@@ -151,8 +151,7 @@ class Scheduler:
         await self._local.stop(self.settings.drain_ms)
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_ms / 1000):
-                await self._dispatcher.claims_done()
-                await self.jobs.drain()
+                await asyncio.gather(self._dispatcher.claims_done(), self.jobs.drain())
                 self._dispatcher.release_held()
                 await self._kernel.finish()
                 await self._settler.commit.drain()
@@ -309,6 +308,6 @@ class Scheduler:
         elif word == "schedule":
             self._ticker.forget(rest)
         elif word == "shards":
-            self._ownership.ring()
+            self._ownership.hear_of_shards()
         elif word == "missed":
             self._sweeper.recover.set()

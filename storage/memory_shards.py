@@ -43,24 +43,38 @@ class MemoryShards:
         alive = [row.member for row in self._tables.members.values() if row.expires_at_ms > now_ms]
         return sorted(alive, key=lambda member: (member.started_at_ms, member.id))
 
-    async def leave(self, member_id: str) -> None:
-        """Forget a member that ends."""
+    async def leave(self, member_id: str, epochs: dict[int, int]) -> None:
+        """Give these shards back and forget the member, which ends, in one step."""
+        await self.release_shards(member_id, epochs)
         self._tables.members.pop(member_id, None)
+
+    async def take_free(self, owner: str, ttl_ms: int, have: int) -> dict[int, int]:
+        """Take shards that nobody owns, up to a fair share of all."""
+        members = [member.id for member in await self.members()]
+        if owner not in members:
+            return {}
+        free = [shard for shard, row in self._tables.shards.items() if row.owner is None]
+        fair = -(-len(self._tables.shards) // len(members))
+        return self._take(free[: max(0, fair - have)], owner, ttl_ms)
 
     async def acquire_shards(
         self, owner: str, ttl_ms: int, most: int = SHARDS_MAX
     ) -> dict[int, int]:
         """Take up to `most` shards that are free or have expired."""
         now_ms, silent = self._clock.monotonic_ms(), self._silent()
-        taken: dict[int, int] = {}
-        for shard, row in self._tables.shards.items():
-            if len(taken) == most:
-                break
-            if row.owner is None or (row.expires_at_ms <= now_ms and row.owner not in silent):
-                taken[shard] = row.epoch + 1
-                self._tables.shards[shard] = ShardRow(
-                    row.epoch + 1, owner, now_ms + ttl_ms, self._clock.now_ms()
-                )
+        free = [
+            shard
+            for shard, row in self._tables.shards.items()
+            if row.owner is None or (row.expires_at_ms <= now_ms and row.owner not in silent)
+        ]
+        return self._take(free[:most], owner, ttl_ms)
+
+    def _take(self, shards: Sequence[int], owner: str, ttl_ms: int) -> dict[int, int]:
+        rows = self._tables.shards
+        expires_at_ms, now_ms = self._clock.monotonic_ms() + ttl_ms, self._clock.now_ms()
+        taken = {shard: rows[shard].epoch + 1 for shard in shards}
+        for shard, epoch in taken.items():
+            rows[shard] = ShardRow(epoch, owner, expires_at_ms, now_ms)
         return taken
 
     async def renew_shards(self, owner: str, epochs: dict[int, int], ttl_ms: int) -> set[int]:

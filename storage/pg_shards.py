@@ -55,10 +55,22 @@ class PgShards(PgBase):
         """Return who lives, the oldest first."""
         return [Member(*row) for row in await self._read("members")]
 
-    async def leave(self, member_id: str) -> None:
-        """Be counted no more."""
-        sql = self._sql("leave")
-        await self._shard_pool.run(lambda link: link.fetch(sql, member_id))
+    async def leave(self, member_id: str, epochs: dict[int, int]) -> None:
+        """Give these shards back and be counted no more, in one step."""
+        sql, mine = self._sql("leave"), (list(epochs), list(epochs.values()))
+        await self._shard_pool.run(lambda link: link.fetch(sql, member_id, *mine))
+
+    async def take_free(self, owner: str, ttl_ms: int, have: int) -> dict[int, int]:
+        """Take shards that nobody owns, up to a fair share of all: shard → epoch."""
+
+        async def work(link: Link) -> dict[int, int]:
+            await self._show_life(link, owner)
+            rows = await link.fetch(self._sql("take_free"), owner, ttl_ms, have, self._shards)
+            if link.repeated:
+                rows = await link.fetch(self._sql("shards_of"), owner)
+            return {row[0]: row[1] for row in rows}
+
+        return await self._shard_pool.run(work, attempts_max=RENEW_ATTEMPTS_MAX)
 
     async def acquire_shards(
         self, owner: str, ttl_ms: int, most: int = SHARDS_MAX

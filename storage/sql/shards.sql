@@ -30,7 +30,35 @@ WHERE expires_at > clock_timestamp()
 ORDER BY started_at, id COLLATE "C";
 
 -- name: leave
+WITH released AS (
+    UPDATE {schema}.shards s
+    SET owner = NULL, owned_since = NULL, expires_at = '-infinity'
+    FROM unnest($2::smallint[], $3::bigint[]) AS mine (shard, epoch)
+    WHERE s.shard = mine.shard AND s.epoch = mine.epoch AND s.owner = $1
+)
 DELETE FROM {schema}.schedulers WHERE id = $1;
+
+-- name: take_free
+WITH alive AS (
+    SELECT count(*) AS members, count(*) FILTER (WHERE id = $1) AS me
+    FROM {schema}.schedulers
+    WHERE expires_at > clock_timestamp()
+), free AS MATERIALIZED (
+    SELECT shard FROM {schema}.shards
+    WHERE owner IS NULL AND (SELECT me FROM alive) > 0
+    ORDER BY shard
+    LIMIT greatest(0, (SELECT ($4 + members - 1) / greatest(1, members) FROM alive) - $3)
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE {schema}.shards s
+SET epoch = s.epoch + 1,
+    owner = $1,
+    owned_since = clock_timestamp(),
+    recovered = false,
+    expires_at = clock_timestamp() + $2 * interval '1 millisecond'
+FROM free
+WHERE s.shard = free.shard
+RETURNING s.shard, s.epoch;
 
 -- name: acquire_shards
 -- A dead owner that is not counted out yet may have claims under way: what runs is not known before

@@ -147,12 +147,37 @@ async def test_an_owner_that_is_gone_leaves_its_shards_to_the_next(
     assert all(second[shard] > first[shard] for shard in SHARDS)
 
 
+async def test_a_fair_share_of_free_shards_is_taken_at_once(store: Store, peer: Store) -> None:
+    for member in await store.members():
+        await store.leave(member.id, {})
+    for name in ("first", "second"):
+        await store.join(Member(name, "", 0), TTL)
+    first = await store.take_free("first", TTL, 0)
+    assert (len(first), await store.take_free("stranger", TTL, 0)) == (4, {})
+    second = await peer.take_free("second", TTL, 1)
+    assert (len(second), await peer.take_free("second", TTL, 4)) == (3, {})
+    assert set(await owners(store)) == {*first, *second}
+    await store.leave("first", first)
+    assert set(await owners(store)) == {*second}
+    again = await peer.take_free("second", TTL, len(second))
+    assert (len(again), set(again) & set(second)) == (5, set())
+    assert all(again[shard] > first[shard] for shard in first)
+    assert await peer.renew_shards("second", second | again, TTL) == set(SHARDS)
+
+
+async def test_who_leaves_gives_back_only_what_is_its_own(store: Store) -> None:
+    mine = await store.acquire_shards("boot-a", TTL, 2)
+    theirs = await store.acquire_shards("boot-b", TTL, 2)
+    await store.leave("boot-a", mine | theirs)
+    assert await owners(store) == dict.fromkeys(theirs, "boot-b")
+
+
 async def test_the_permits_of_who_left_count_until_its_shards_are_recovered(
     store: Store, peer: Store
 ) -> None:
     await store.put_queue(Queue("q", max_running=5))
     for member in await store.members():
-        await store.leave(member.id)
+        await store.leave(member.id, {})
     await store.join(Member("first", "", 0, shares=True), TTL)
     await peer.join(Member("second", "", 0, shares=True), TTL)
     shards = await store.acquire_shards("first", TTL, len(SHARDS))
@@ -160,7 +185,7 @@ async def test_the_permits_of_who_left_count_until_its_shards_are_recovered(
     assert await store.share_permits("first", [hungry], 0) == ([(0, 5, 0)], False)
     await store.shards_recovered("first", shards)
     assert await store.share_permits("first", [hungry], 0) == ([(5, 5, 5)], True)
-    await store.leave("first")
+    await store.leave("first", {})
     _, recovered = await peer.share_permits("second", [hungry], 0)
     assert not recovered
     await store.release_shards("first", shards)
@@ -175,7 +200,7 @@ async def silent(store: Store, peer: Store, shards: int) -> None:
     """Leave a member of the store that has fallen silent, with so many shards, and a living one."""
     await store.put_queue(Queue("q", max_running=5))
     for member in await store.members():
-        await store.leave(member.id)
+        await store.leave(member.id, {})
     await peer.join(Member("living", "", 0, shares=True), TTL)
     await store.join(Member("silent", "", 0, shares=True), SOON)
     await store.share_permits("silent", [PermitAsk("q", 5, 5)], 0)

@@ -235,7 +235,7 @@ async def test_who_counts_a_member_out_waits_for_its_claims_and_later_ones_claim
             job = await waiting(house.store)
 
             async def leave(store: PostgresStore) -> None:
-                await store.leave("boot-c")
+                await store.leave("boot-c", {})
 
             calls = [claims(job, "boot-c"), leave]
             played = await play(house.sessions, calls, order, house.monitor)

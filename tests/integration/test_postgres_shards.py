@@ -195,7 +195,9 @@ async def test_who_dies_while_another_asks_for_permits_keeps_its_own(
     async def fetch_late(link: Link, sql: str, *args: object) -> list[Row]:
         rows = await fetch(link, sql, *args)
         if "FOR NO KEY UPDATE" not in sql and "NOT shares" in sql:
-            await peer.leave("dying")  # between the look whether all is recovered and the burial
+            await peer.leave(
+                "dying", {}
+            )  # between the look whether all is recovered and the burial
         return rows
 
     monkeypatch.setattr(Link, "fetch", fetch_late)
@@ -207,7 +209,7 @@ async def test_a_queue_that_an_open_transaction_holds_stays_as_it_is_and_the_oth
     store: PostgresStore, postgres_dsn: str, schema: str
 ) -> None:
     for member in await store.members():
-        await store.leave(member.id)
+        await store.leave(member.id, {})
     for name in ("free", "held"):
         await store.put_queue(Queue(name, max_running=5))
     await store.share_permits("dead", [PermitAsk("held", 2, 2)], 0)

@@ -39,6 +39,7 @@ _OTHERS: Final = (
     "put_queue",
     "join",
     "leave",
+    "take_free",
     "acquire_shards",
     "renew_shards",
     "release_shards",

@@ -402,6 +402,50 @@ def test_what_runs_is_found_once_the_clock_by_which_it_was_looked_for_is_right()
     run(scenario)
 
 
+def test_shards_that_are_given_back_are_taken_before_all_else() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        shared = store_of(clock, shards=8)
+        store = Faulty(shared)
+        first, second = scheduler_on(store, clock), scheduler_on(shared, clock)
+        await first.start()
+        await second.start()
+        await until(lambda: owned(first, second) == [4, 4])
+        await asyncio.sleep(0.5)
+        store.late["join"] = asyncio.Event()
+        await second.stop()
+        await until(lambda: owned(first) == [8], 100)
+        store.late.pop("join").set()
+        await first.stop()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("why", ["alone", "not trusted"])
+def test_who_is_alone_or_not_trusted_takes_no_shard_before_it_has_looked(why: str) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        shared = store_of(clock, shards=8)
+        store = Faulty(shared)
+        async with scheduler_on(store, clock) as scheduler:
+            if why == "not trusted":
+                async with scheduler_on(shared, clock) as other:
+                    await until(lambda: owned(scheduler, other) == [4, 4])
+                    await asyncio.sleep(0.5)
+                    store.down = True
+                    await asyncio.sleep(9)
+                    store.down = False
+                    before = store.calls["take_free"]
+                    assert not scheduler._ownership.trusted()
+                    scheduler._ownership.hear_of_shards()
+                    await until(scheduler._ownership.trusted)
+            else:
+                before = store.calls["take_free"]
+                scheduler._ownership.hear_of_shards()
+                await asyncio.sleep(1)
+            assert store.calls["take_free"] == before
+
+    run(scenario)
+
+
 def test_a_slow_answer_does_not_make_a_wrong_clock_right() -> None:
     async def scenario(clock: VirtualClock) -> None:
         theirs = VirtualClock(asyncio.get_running_loop())

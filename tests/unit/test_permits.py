@@ -225,7 +225,7 @@ def test_who_was_about_to_share_and_is_alone_again_needs_no_permits() -> None:
             store.lost.add("share_permits")
             with pytest.raises(Unavailable):
                 await scheduler._ownership.keep()
-            await store.leave("other")
+            await store.leave("other", {})
             await asyncio.sleep(10)
             await hand.report(*first)
             assert len(await hand.poll()) == 2
