@@ -110,10 +110,16 @@ class Batcher:
         try:
             answers = await self._send([job.body for job in part], all(job.keyed for job in part))
         except ProblemError as error:
-            smaller = _parts(part, error)
-            if not smaller:
+            queues = _by_queue(part) if error.code == QUEUE_FULL else []
+            if len(queues) > 1:
+                # Side by side: that of the full one is repeated for a while.
+                await asyncio.gather(*map(self._deliver_part, queues))
+            elif len(part) == 1 or isinstance(error, NotAllowed | TryLater):  # no job's fault
                 _fail(part, error)
-            await asyncio.gather(*map(self._deliver_part, smaller))
+            else:
+                middle = len(part) // 2
+                await self._deliver_part(part[:middle])
+                await self._deliver_part(part[middle:])
         except ClientError as error:
             _fail(part, error)
         except BaseException:
@@ -126,17 +132,11 @@ class Batcher:
                     job.answer.set_result(answer)
 
 
-def _parts(part: list[_Entry], error: ProblemError) -> list[list[_Entry]]:
-    """Return what to send by itself, so that only whose fault it is gets the error; or nothing."""
-    if error.code == QUEUE_FULL:
-        queues: dict[str | None, list[_Entry]] = {}
-        for job in part:
-            queues.setdefault(job.queue, []).append(job)
-        return list(queues.values()) if len(queues) > 1 else []
-    if len(part) == 1 or isinstance(error, NotAllowed | TryLater):  # no job's fault
-        return []
-    middle = len(part) // 2
-    return [part[:middle], part[middle:]]
+def _by_queue(part: list[_Entry]) -> list[list[_Entry]]:
+    queues: dict[str | None, list[_Entry]] = {}
+    for job in part:
+        queues.setdefault(job.queue, []).append(job)
+    return list(queues.values())
 
 
 def _fail(part: list[_Entry], error: ClientError) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .cli_options import DURATION, option, remote
 from .cli_output import Output, collect, fields, progress
-from .errors import NotFound
+from .errors import ClientError, NotFound
 
 if TYPE_CHECKING:
     from .client import Client
@@ -165,19 +166,22 @@ async def redrive(
         "filter": {"task": task} if task else None,
     }
     most = PAGE if limit is None else min(PAGE, limit)
+    remaining: int | None
     if dry_run or ids:
         answer = await client.dead_letters.redrive(
             **chosen, ids=list(ids) or None, limit=most, rate_per_second=rate, dry_run=dry_run
         )
-        done = answer["redriven"]
+        done, remaining = answer["redriven"], answer["remaining"]
     else:
         letters = client.dead_letters.list(queue=queue, task=task, limit=limit)
         done = await _redriven(client, [letter["id"] async for letter in letters], rate)
-        answer = await client.dead_letters.redrive(**chosen, limit=1, dry_run=True)
-    remaining = answer["remaining"]
+        remaining = None
+        with suppress(ClientError):  # what was done is to be told all the same
+            answer = await client.dead_letters.redrive(**chosen, limit=1, dry_run=True)
+            remaining = answer["remaining"]
     verb = "would be redriven" if dry_run else "redriven"
     out.done(
-        f"{len(done)} {verb}, {remaining} remain",
+        f"{len(done)} {verb}, {'?' if remaining is None else remaining} remain",
         {"redriven": done, "remaining": remaining, "dry_run": dry_run},
     )
     out.failed = len(done) < min(len(ids), most)

@@ -56,7 +56,8 @@ def succeeded(attempt: Attempt, result: Any) -> Ended:
 
 def failed(attempt: Attempt, error: BaseException) -> Ended:
     """Return the report of a handler that raised `error`, whatever that is."""
-    if attempt.halted is not None:  # whatever it made of that
+    said = attempt.halted == "drain" and isinstance(error, Fatal | Retry)
+    if attempt.halted is not None and not said:  # whatever it made of that
         return stopped(attempt, attempt.halted)
     try:
         return _told(attempt, error)

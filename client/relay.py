@@ -126,7 +126,7 @@ class Relay:
                     # Should the next line fail as well: an attempt without `ended` has succeeded.
                     attempt.ended = unreportable(attempt, "a defect in the worker")
                     attempt.ended = failed(attempt, error)
-                    if attempt.halted is None and not isinstance(error, Retry):
+                    if not isinstance(error, Retry):
                         _tell(attempt, error)
                 finally:
                     attempt.task = None  # the runner goes on without it
@@ -149,6 +149,9 @@ class Relay:
 
 def _tell(attempt: Attempt, error: BaseException) -> None:
     """Log a failure. Whether it is the last is the scheduler's to say: here it is a good guess."""
+    if attempt.halted is not None:
+        LOG.info("job %s was told to stop (%s): %s", attempt.id, attempt.halted, logged(error))
+        return
     number, most = attempt.job["attempt"], attempt.job["max_attempts"]
     last = isinstance(error, Fatal) or number >= most
     LOG.warning(

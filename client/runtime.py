@@ -16,6 +16,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +63,11 @@ class Runtime:
         """The URLs and the ids of all schedulers, as one of them told last."""
         self._unmet: dict[str, str] = {}
         """Schedulers that may be new, by id, with their URLs."""
-        self._meet_at = now() + MEET_SECONDS
+        self._meet_at = 0.0
         self._refused: set[str] = set()
         """What schedulers said they are reached at, and is no URL."""
         self._closing: set[asyncio.Task[None]] = set()
+        self._context = copy_context()
         self._hooks: asyncio.Task[None] | None = None
         """Those for the start or the end, while they run."""
         self._ending = False
@@ -92,8 +94,9 @@ class Runtime:
         try:
             await self._call(self._worker.started())
             if not self._stop.done():
+                self._meet_at = now() + MEET_SECONDS
                 for session in self._sessions:
-                    session.start()
+                    self._context.run(session.start)
             await self._stop
         finally:
             told = self._stop.done() and not self._stop.cancelled() and not self._stop.exception()
@@ -104,19 +107,23 @@ class Runtime:
                 LOG.info("stopping: %d jobs run, and have %g s", self._busy, grace_seconds)
             try:
                 await asyncio.shield(self._end())
+            except asyncio.CancelledError:
+                self._hurry.set()
+                raise
             finally:
                 ticker.cancel()
 
     async def _call(self, hooks: Coroutine[Any, Any, None]) -> None:
-        """Wait for hooks, which `stop` may cancel."""
-        self._hooks = self._loop.create_task(hooks)
+        """Wait for hooks, which `stop` may cancel; what they set in their context, handlers see."""
+        task = self._hooks = self._loop.create_task(hooks, context=self._context)
         try:
-            await asyncio.wait([self._hooks])
-            if not self._hooks.cancelled():
-                self._hooks.result()
+            await asyncio.wait([task])
         finally:
-            self._hooks.cancel()
             self._hooks = None
+            task.cancel()
+            await asyncio.wait([task])
+        if not (task.cancelled() and self._stop.done()):
+            task.result()
 
     def _add(self, url: str, *, required: bool = False) -> Session:
         """Add a session; if a required one is refused at first, the worker ends."""
@@ -165,7 +172,7 @@ class Runtime:
         for scheduler_id, url in unmet.items():
             if met.isdisjoint((scheduler_id, url)):
                 LOG.info("another scheduler, at %s", shown_url(url))
-                self._add(url).start()
+                self._context.run(self._add(url).start)
 
     def _address(self, scheduler: Mapping[str, str]) -> str | None:
         """Return where a scheduler is that another tells of; None, told once, if that is no URL."""
@@ -199,7 +206,7 @@ class Runtime:
                 if given:
                     new = self._add(session.url)
                     self._slots.leave(new.poller)
-                    new.start()
+                    self._context.run(new.start)
 
     async def _retire(self, session: Session) -> None:
         """End a session with a scheduler that is gone, and tell the others."""

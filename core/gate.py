@@ -102,7 +102,7 @@ class Gate:
         late = [job for job in fresh if job[2] <= late_ms]
         self._in_time = {job[0] for job in late if self._came_in_time(job)}
         if spec is not None and len(self._in_time) < len(late):
-            await self._ticker.catch_up(schedule_id)
+            await self._ticker.catch_up(schedule_id, now_ms)
             jobs = [job for job in jobs if self._kernel.residents.parked.get(job[0]) is job]
         if spec is None or spec.overlap == "allow":
             fired = self._let(schedule_id, jobs)
@@ -114,8 +114,11 @@ class Gate:
     def _came_in_time(self, job: Waiting) -> bool:
         """Tell whether somebody was there at an occurrence's time, and had only too much to do."""
         residents, (began_ms, ended_ms) = self._kernel.residents, self._busy_ms
-        during = began_ms < job[2] <= ended_ms and residents.was_ours(job[7], job[2])
-        return during or residents.held_up(job[4], job[7], job[2])
+        # What was due when it began may not have been parked yet, where much is due at once.
+        during = began_ms - MISFIRE_GRACE_MS < job[2] <= ended_ms
+        return (during and residents.was_ours(job[7], job[2])) or residents.held_up(
+            job[4], job[7], job[2]
+        )
 
     async def _overlap(
         self, schedule_id: str, spec: ScheduleSpec, jobs: list[Waiting], now_ms: int

@@ -38,8 +38,8 @@ class Context:
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self.halted = False
-        self.in_thread = False
+        self._halted = False
+        self._in_thread = False
         """Its function runs in a thread, which nothing can stop. Set before `halted` is looked at."""
         self.job_id = lease.id
         self.task = lease.row.task
@@ -53,7 +53,7 @@ class Context:
     @property
     def cancelled(self) -> bool:
         """Whether this attempt shall stop; for handlers in threads, which must look."""
-        return self.halted or self._lease.cancel_requested
+        return self._halted or self._lease.cancel_requested
 
     def progress(self, value: Any) -> None:
         """Say how far it is: any JSON value, shown with the job while it runs."""
@@ -87,13 +87,13 @@ class Handler:
         A stray StopIteration becomes what a coroutine makes of it: no future can carry one, and
         whoever awaits it would wait for ever.
         """
-        context.in_thread = True
+        context._in_thread = True
         try:
-            return None if context.halted else self.function(*positional, **args)
+            return None if context._halted else self.function(*positional, **args)
         except StopIteration as error:
             raise RuntimeError("the handler raised StopIteration") from error
         finally:
-            context.in_thread = False
+            context._in_thread = False
 
 
 def handler_of(function: Callable[..., Any], defaults: dict[str, Any]) -> Handler:

@@ -18,7 +18,7 @@ from .batch import GroupCommit
 from .direct import DirectStart
 from .dispatcher import Dispatcher
 from .errors import Conflict, InvalidRequest, NotFound, TickwheelError, Unavailable
-from .ids import check, scheduled_at_of
+from .ids import check
 from .job import (
     Appended,
     Cursor,
@@ -284,14 +284,12 @@ class Jobs:
         """Keep a job from being sent while its row is changed.
 
         It leaves wheel, lanes and hold before the SQL is sent; a claim under way is awaited and
-        given back. Whatever the SQL then says, the row is read again, so an error loses nothing.
+        given back.
         """
         kernel = self._kernel
-        residents = kernel.residents
-        residents.withheld[job_id] += 1
-        try:
-            residents.evict(job_id)
-            if job_id in residents.claiming:
+        with kernel.withheld([job_id]):
+            kernel.residents.evict(job_id)
+            if job_id in kernel.residents.claiming:
                 await self._dispatcher.claims_done()
             lease = kernel.leases.get(job_id)
             if lease is not None and not lease.sent_ms:
@@ -299,13 +297,6 @@ class Jobs:
                 if lease.settling is not None:
                     await lease.settling.wait()
             yield
-        finally:
-            residents.withheld[job_id] -= 1
-            if not residents.withheld[job_id]:
-                del residents.withheld[job_id]
-            kernel.rereads[job_id] = scheduled_at_of(job_id)
-            if not kernel.owns(job_id):
-                kernel.hints.job(job_id)
 
 
 def _wanted_queue(request: Request) -> str:

@@ -19,7 +19,7 @@ from .clock import SteadyClock
 from .depths import Depths
 from .errors import NotFound, Unavailable
 from .hints import Hints
-from .ids import shard_of
+from .ids import scheduled_at_of, shard_of
 from .job import Running, Waiting
 from .lease import Lease, LeaseTable, adopt
 from .metrics import Metrics
@@ -259,6 +259,25 @@ class Kernel:
             yield ended
         finally:
             del self._noting[id(ended)]
+
+    @contextmanager
+    def withheld(self, job_ids: Sequence[str]) -> Iterator[None]:
+        """Keep jobs from being sent while their rows are changed; then the rows are read again.
+
+        Whatever the SQL said, so that an error loses nothing.
+        """
+        withheld = self.residents.withheld
+        withheld.update(job_ids)
+        try:
+            yield
+        finally:
+            for job_id in job_ids:
+                withheld[job_id] -= 1
+                if not withheld[job_id]:
+                    del withheld[job_id]
+                self.rereads[job_id] = scheduled_at_of(job_id)
+                if not self.owns(job_id):
+                    self.hints.job(job_id)
 
     def forget_leases(self, leases: Sequence[Lease]) -> None:
         """Drop leases from memory, wherever they are."""

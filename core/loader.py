@@ -3,7 +3,7 @@
 A load fetches the lane's rows after its cursor up to the horizon. It starts when less than half of
 the horizon is left, or after a minute, and only while the lane has room; a lane whose workers are
 behind pages on as it drains. When there are too many residents, the cursors of the lanes that reach
-furthest go back. The order of steps in `_load` is what closes the race with submissions: see
+furthest go back, and where submissions to be done at once were too many, that of the largest. The order of steps in `_load` is what closes the race with submissions: see
 `core.residents`. Shards gained later catch up with the rest of their lane first.
 """
 
@@ -52,7 +52,9 @@ class Loader:
             loads = await self._affordable(wanting) if residents.shards else []
             all_loaded = self._began or all(lane.loaded_ms > 0 for lane in lanes)
             self._began = bool(residents.shards) and all_loaded
-            self._look(lane for lane, _ in loads)
+            # Whoever waits for its turn to be loaded doesn't wait for room.
+            busy = len(loads) == _LOADS_IN_FLIGHT_MAX
+            self._look(wanting if busy else [lane for lane, _ in loads])
             late = [lane for lane in lanes if lane.gained]
             if loads or late:
                 await asyncio.gather(

@@ -123,10 +123,9 @@ class LocalWorker:
         if self._session is not None:
             session, self._session = self._session, None
             self._go_on.update(lease.id for lease in self._running)
-            try:
+            with suppress(UnknownWorker):
                 await self._workers.leave(session.worker_id, kept=self._go_on)
-            except UnknownWorker:
-                return
+        self._threads.shutdown(wait=False)
 
     async def _poll(self) -> None:
         slots = self._kernel.settings.local_slots
@@ -197,16 +196,18 @@ class LocalWorker:
                 result = await handler.start(context, arguments, self._threads)
             return Outcome("succeeded", result=None if result is None else encode(result))
         except asyncio.CancelledError:
-            context.halted = True
+            context._halted = True
             if not _told_to_stop():
                 return failure("CancelledError", "the handler was cancelled from within")
-            return None if context.in_thread and not lease.cancel_requested else Outcome("released")
+            return (
+                None if context._in_thread and not lease.cancel_requested else Outcome("released")
+            )
         except Retry as error:
             outcome = failure("Retry", str(error))
             outcome.retry_after_ms = round(error.after_seconds * 1000)
             return outcome
         except (Exception, SystemExit) as error:  # noqa: BLE001 (what it raises is its job's error)
-            context.halted = True  # after a timeout a thread goes on, and can only be told
+            context._halted = True  # after a timeout a thread goes on, and can only be told
             kind = type(error).__name__
             LOG.warning("job %s (%s) failed: %s: %.300s", lease.id, lease.row.task, kind, error)
             outcome = failure(kind, str(error), "".join(format_exception(error)))

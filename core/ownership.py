@@ -261,6 +261,7 @@ class Ownership:
         if not agrees:
             clock.doubt()
         elif clock.in_doubt and skew_max is not None and blur_ms > max(skew_max, 2 * least_ms):
+            self._blur_ms = 2 * least_ms + 1  # should it stay so slow, that will do before long
             raise Unavailable("the database answered too slowly to compare clocks")
         elif clock.jumps == jumps:
             if clock.in_doubt:

@@ -305,7 +305,7 @@ class ScheduleStore(Protocol):
     async def overdue_ticks(
         self, schedule_id: str, before_ms: int, limit: int
     ) -> list[tuple[int, str]]:
-        """Return fire times before `before_ms`, and their jobs that are still unstarted."""
+        """Return fire times before `before_ms`, with their jobs, unstarted and due before then, too."""
         ...
 
     async def active_jobs(self, schedule_ids: Sequence[str]) -> list[list[str]]:

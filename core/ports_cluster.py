@@ -57,7 +57,7 @@ class ShardStore(Protocol):
     async def take_free(self, owner: str, ttl_ms: int, have: int) -> dict[int, int]:
         """Take shards that nobody owns, up to a fair share of all; the owner has so many already.
 
-        None if the owner is no member. Return shard → epoch.
+        Return shard → epoch; of an owner that is no member, nothing.
         """
         ...
 

@@ -66,13 +66,18 @@ class Queues:
         """Cancel all of the queue's waiting jobs, page by page; return how many. `NotFound`."""
         await self.get(name)
         kernel = self._kernel
-        # What was claimed and not sent waits as well: it is given back first.
+        # What was claimed and not sent waits as well: it is given back first, and not claimed again.
         await self._dispatcher.claims_done()
         held = kernel.held(name)
-        self._dispatcher.release_held(name)
-        for lease in held:
-            if lease.settling is not None:
-                await lease.settling.wait()
+        with kernel.withheld([lease.id for lease in held]):
+            self._dispatcher.release_held(name)
+            for lease in held:
+                if lease.settling is not None:
+                    await lease.settling.wait()
+            return await self._purge(name)
+
+    async def _purge(self, name: str) -> int:
+        kernel = self._kernel
         purged = 0
         while True:
             page = await kernel.store.purge(name, kernel.clock.now_ms(), _PURGE_PAGE)

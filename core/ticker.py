@@ -34,6 +34,8 @@ class Ticker:
         self._kernel = kernel
         self._alarm = Alarm()
         self._failures = Failures()
+        self._blocked = 0
+        """How many schedules of the last page wait for their queue."""
         self.specs: dict[str, ScheduleSpec | None] = {}
         """Specs as last read, for the gate; None: the schedule is gone."""
         self.spared: Callable[[str], Collection[str]] = lambda _: ()
@@ -61,24 +63,23 @@ class Ticker:
             self.specs[schedule_id] = schedule.spec if schedule is not None else None
         return self.specs[schedule_id]
 
-    async def catch_up(self, schedule_id: str) -> None:
-        """Put all that is overdue of a schedule through its misfire policy.
+    async def catch_up(self, schedule_id: str, now_ms: int) -> None:
+        """Put all that was overdue of a schedule at `now_ms` through its misfire policy.
 
         That is: jobs made and not let through yet, together with occurrences never made. Raises
         `Unavailable`.
         """
         for _ in range(_TRIES_MAX):
-            if await self._catch_up(schedule_id):
+            if await self._catch_up(schedule_id, now_ms):
                 return
 
-    async def _catch_up(self, schedule_id: str) -> bool:
+    async def _catch_up(self, schedule_id: str, now_ms: int) -> bool:
         """Catch up once; False: somebody else has moved the schedule on meanwhile."""
         kernel = self._kernel
         schedule = await kernel.store.get_schedule(schedule_id)
         if schedule is None:
             return True
         spec = schedule.spec
-        now_ms = kernel.clock.now_ms()
         before_ms = now_ms - MISFIRE_GRACE_MS
         overdue = await kernel.store.overdue_ticks(schedule_id, before_ms, _OVERDUE_MAX)
         spared = self.spared(schedule_id)
@@ -117,9 +118,12 @@ class Ticker:
             return False
         now_ms = kernel.clock.now_ms()
         horizon_ms = kernel.settings.horizon_ms
+        # Those that could not be gone on with come first again.
+        page = _SCHEDULES_PAGE + self._blocked
         schedules = await kernel.store.due_schedules(
-            sorted(kernel.residents.shards), now_ms + horizon_ms // 2, _SCHEDULES_PAGE
+            sorted(kernel.residents.shards), now_ms + horizon_ms // 2, page
         )
+        self._blocked = 0
         blocked: set[tuple[str, int | None]] = set()
         for schedule in schedules:
             if schedule.id in self.specs:
@@ -129,9 +133,10 @@ class Ticker:
             with self._failures.contained(f"schedule {schedule.id}"):
                 if lane in blocked or not await self._has_lane(lane):
                     blocked.add(lane)
+                    self._blocked += 1
                 else:
                     await self._materialise(schedule, now_ms)
-        return len(schedules) == _SCHEDULES_PAGE
+        return len(schedules) == page and self._blocked < page
 
     async def _has_lane(self, lane: tuple[str, int | None]) -> bool:
         """Tell whether there can be jobs of a lane: a new one waits while others hold its queue."""
@@ -146,7 +151,7 @@ class Ticker:
         if tick is None:
             return
         if any(is_overdue(schedule.spec, schedule.id, ms, now_ms) for ms in tick.fire_times):
-            await self.catch_up(schedule.id)
+            await self.catch_up(schedule.id, now_ms)
         else:
             await self._write(schedule, tick, ())
 

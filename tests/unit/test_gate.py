@@ -315,18 +315,45 @@ def test_what_was_late_before_there_was_a_backlog_is_late() -> None:
     run(scenario)
 
 
-def test_what_comes_due_while_the_gate_is_busy_with_others_is_not_late() -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"fire_slice": 1, "claim_ahead_ms": 0}], ids=["at once", "one by one"]
+)
+def test_what_comes_due_while_the_gate_is_busy_with_others_is_not_late(
+    settings: dict[str, Any],
+) -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
-            for number in range(40):
-                await scheduler.schedules.put(f"burst-{number}", every(10 * SECOND, "skip"))
+        async with scheduler_on(store, clock, **settings) as scheduler:
+            names = [f"burst-{number}" for number in range(40)]
+            for name in names:
+                await scheduler.schedules.put(name, every(10 * SECOND, "skip", misfire="skip"))
             spec = every(SECOND, "allow", misfire="skip", end_at_ms=START_MS + 20_000)
             await scheduler.schedules.put("s", spec)
             await asyncio.sleep(5)
             store.delay_ms = 50
             await asyncio.sleep(30)
             assert await counters(scheduler) == (20, 0, 0)
+            schedules = [await scheduler.schedules.get(name) for name in names]
+            assert {schedule.missed for schedule in schedules} == {0}
+
+    run(scenario)
+
+
+def test_what_comes_due_while_others_are_caught_up_with_is_not_late() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        store = faulty(clock)
+        async with scheduler_on(store, clock) as first:
+            for number in range(40):
+                await first.schedules.put(f"burst-{number}", every(60 * SECOND, "skip"))
+            await first.schedules.put("s", every(SECOND, "allow", misfire="skip"))
+            await asyncio.sleep(5.5)
+        await asyncio.sleep(69)
+        store.delay_ms = 50
+        async with scheduler_on(store, clock) as second:
+            await asyncio.sleep(40)
+            fired, _, missed = await counters(second)
+            assert missed <= 76  # what was due before there was somebody
+            assert fired + missed >= 110
 
     run(scenario)
 

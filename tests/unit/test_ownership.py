@@ -402,6 +402,20 @@ def test_what_runs_is_found_once_the_clock_by_which_it_was_looked_for_is_right()
     run(scenario)
 
 
+def test_answers_that_have_become_slow_for_good_end_a_doubt_all_the_same() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        theirs = VirtualClock(asyncio.get_running_loop())
+        store = Faulty(MemoryStore(4, clock=theirs))
+        async with scheduler_on(store, clock, shard_ttl_ms=30_000) as scheduler:
+            store.delay_ms = 500
+            for each in (clock, theirs):
+                each.step(300)
+            assert not scheduler._ownership.trusted()
+            await until(scheduler._ownership.trusted, 30_000)
+
+    run(scenario)
+
+
 def test_shards_that_are_given_back_are_taken_before_all_else() -> None:
     async def scenario(clock: VirtualClock) -> None:
         shared = store_of(clock, shards=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from unit.rig import (
@@ -120,17 +121,24 @@ def test_a_purge_cancels_what_waits_and_nothing_else() -> None:
     run(scenario)
 
 
-def test_a_purge_cancels_what_was_claimed_and_not_sent() -> None:
+def test_a_purge_cancels_what_was_claimed_and_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(clock: VirtualClock) -> None:
         store = faulty(clock)
-        async with scheduler_on(store, clock) as scheduler:
+        async with scheduler_on(store, clock, claim_ahead_ms=800) as scheduler:
             hand = await Hand(scheduler).join()
             [job_id] = await submit(scheduler, delay_ms=1_000)
+            purge = store._store.purge
+
+            async def slowly(*args: Any) -> list[str]:
+                await asyncio.sleep(0.1)  # long enough for another claim
+                return await purge(*args)
+
+            monkeypatch.setattr(store._store, "purge", slowly)
             store.late["claim"] = asyncio.Event()
             polling = asyncio.create_task(hand.poll(2_000))
             await until(lambda: store.calls["claim"])
             purging = asyncio.create_task(scheduler.queues.purge("default"))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
             store.late.pop("claim").set()
             assert await purging == 1
             assert await polling == []

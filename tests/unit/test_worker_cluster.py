@@ -122,9 +122,10 @@ async def test_the_same_scheduler_under_another_name_is_met_once(
 
 
 async def test_schedulers_given_by_other_names_than_they_tell_are_met_once(
-    fakes: list[FakeScheduler], caplog: pytest.LogCaptureFixture
+    fakes: list[FakeScheduler], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(runtime, "MEET_SECONDS", 20.0)
     introduce(*fakes)
     worker, _ = holding(*[fake.url.replace("127.0.0.1", "localhost") for fake in fakes[:2]])
     async with worker:

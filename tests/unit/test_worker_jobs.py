@@ -591,6 +591,44 @@ async def test_hooks_run_at_start_and_stop_and_around_each_job(fake: FakeSchedul
     assert item["result"] == 5
 
 
+async def test_what_a_start_hook_sets_in_its_context_is_there_in_handlers_and_stop_hooks(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+    pool: contextvars.ContextVar[str] = contextvars.ContextVar("pool", default="none")
+    seen: list[str] = []
+
+    @worker.on_start
+    async def started() -> None:
+        pool.set("open")
+
+    @worker.task
+    async def job() -> str:
+        return pool.get()
+
+    @worker.on_stop
+    async def stopped() -> None:
+        seen.append(pool.get())
+
+    async with worker:
+        item = await fake.reported("succeeded", fake.offer("job"))
+    assert (item["result"], seen) == ("open", ["open"])
+
+
+async def test_a_start_hook_that_is_cancelled_from_within_ends_the_worker(
+    fake: FakeScheduler,
+) -> None:
+    worker = Worker(fake.url)
+
+    @worker.on_start
+    async def started() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await worker.serve()
+    assert fake.asked("register") == []
+
+
 async def test_a_stop_hook_that_fails_leaves_nothing_running(fake: FakeScheduler) -> None:
     worker = Worker(fake.url)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_scheduler import Asked, FakeScheduler
 
-from tickwheel.client import Context, NotAllowed, Worker, poller, runtime, session
+from tickwheel.client import Context, Fatal, NotAllowed, Worker, poller, runtime, session
 
 
 @pytest.fixture
@@ -563,6 +563,52 @@ async def test_stopping_now_skips_the_grace(fake: FakeScheduler) -> None:
     worker.stop(now=True)
     await serving
     assert job_id in fake.items("released")
+
+
+async def test_what_is_told_to_stop_may_still_fail_for_good(fake: FakeScheduler) -> None:
+    worker = Worker(fake.url, grace_seconds=0.0)
+    started = threading.Event()
+
+    @worker.task
+    def hopeless(ctx: Context) -> None:
+        started.set()
+        while not ctx.cancelled:
+            pass
+        raise Fatal("it will never be")
+
+    async with worker:
+        job_id = fake.offer("hopeless")
+        await asyncio.to_thread(started.wait, 20)
+    item = fake.items("failed")[job_id]
+    assert (item["error"]["type"], item["retryable"]) == ("Fatal", False)
+
+
+async def test_who_is_cancelled_while_it_waits_for_what_goes_on_waits_no_longer(
+    fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "UNWIND_SECONDS", 0.0)
+    worker = Worker(fake.url, grace_seconds=0.0)
+    started, go_on = threading.Event(), threading.Event()
+
+    @worker.task
+    def stubborn() -> None:
+        started.set()
+        assert go_on.wait(20)
+
+    before = asyncio.all_tasks()
+    serving = asyncio.create_task(worker.serve())
+    fake.offer("stubborn")
+    await asyncio.to_thread(started.wait, 20)
+    worker.stop()
+    await asyncio.sleep(0.2)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    async with asyncio.timeout(20):
+        while len(asyncio.all_tasks() - before) > 1:  # that of the function waits for its thread
+            await asyncio.sleep(0.01)
+    assert _ended(fake) == set()
+    go_on.set()
 
 
 async def test_a_start_hook_that_hangs_is_cancelled_by_the_stop(fake: FakeScheduler) -> None:
