@@ -116,9 +116,9 @@ class Gate:
         residents, (began_ms, ended_ms) = self._kernel.residents, self._busy_ms
         # What was due when it began may not have been parked yet, where much is due at once.
         during = began_ms - MISFIRE_GRACE_MS < job[2] <= ended_ms
-        return (during and residents.was_ours(job[7], job[2])) or residents.held_up(
-            job[4], job[7], job[2]
-        )
+        if during and residents.was_ours(job[7], job[2]):
+            return True
+        return residents.held_up(job[4], job[7], job[2])
 
     async def _overlap(
         self, schedule_id: str, spec: ScheduleSpec, jobs: list[Waiting], now_ms: int

@@ -17,7 +17,7 @@ from tickwheel.client import relay, renewal, reporter
 from tickwheel.client.attempt import Attempt
 from tickwheel.client.clock import now
 from tickwheel.client.context import Context
-from tickwheel.client.errors import ClientError, TryLater, Unreachable
+from tickwheel.client.errors import ClientError, Stopped, TryLater, Unreachable
 from tickwheel.client.handlers import Around, Handler
 from tickwheel.client.line import Line
 from tickwheel.client.outcome import ITEM_BYTES, plain
@@ -215,6 +215,16 @@ async def test_a_function_that_is_halted_before_it_has_a_thread_does_not_begin()
     go_on.set()
     await run.end()
     assert begun == ["job-0"]
+
+
+async def test_a_function_that_is_halted_as_its_thread_begins_does_not_begin() -> None:
+    begun: list[int] = []
+    handler = Handler("task", lambda: begun.append(1))
+    one = attempt(handler=handler)
+    one.halt("drain")
+    with pytest.raises(Stopped):
+        handler._call(one)
+    assert begun == []
 
 
 async def test_what_a_handler_raises_once_it_is_to_stop_is_not_its_failure() -> None:
