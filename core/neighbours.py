@@ -20,6 +20,10 @@ class Neighbours:
         self._company_ms = self._suspected_ms = -(1 << 60)
         self._owners: Mapping[int, Owned] = {}
 
+    def began(self, now_monotonic_ms: int, unknown_ms: int) -> None:
+        """Note a start: for so long there may be others, who started too, and aren't known yet."""
+        self._company_ms = now_monotonic_ms + unknown_ms - COMPANY_MS
+
     @property
     def serving(self) -> list[Member]:
         """Those that serve remote workers."""
@@ -40,7 +44,7 @@ class Neighbours:
             self._company_ms = now_monotonic_ms
 
     def had_company(self, now_monotonic_ms: int) -> bool:
-        """Tell whether there were others within the last ten minutes."""
+        """Tell whether there were others within the last ten minutes, or may have been."""
         return now_monotonic_ms - self._company_ms < COMPANY_MS
 
     def knows(self, member_id: str) -> bool:

@@ -48,6 +48,8 @@ from .workers import Workers
 _MAINTAIN_MS = 10_000
 _RETRY_MS = 1_000
 _PROGRESS_MS = 10_000
+_UNKNOWN_TTLS = 3
+"""So many shard TTLs after a start, all that started then know each other."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,6 +115,8 @@ class Scheduler:
             kernel.shard_count = await self.store.shard_count()
             await self.store.prepare(self.clock.now_ms())
             await self._sweeper.read_lanes()
+            unknown_ms = _UNKNOWN_TTLS * self.settings.shard_ttl_ms
+            kernel.neighbours.began(self.clock.monotonic_ms(), unknown_ms)
             await self._ownership.keep()
         except BaseException:
             self._deafen()

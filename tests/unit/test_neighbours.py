@@ -37,6 +37,14 @@ def test_company_is_remembered_for_ten_minutes() -> None:
     assert not neighbours.had_company(1_000 + COMPANY_MS)
 
 
+def test_who_has_just_begun_may_have_company_that_it_does_not_know() -> None:
+    neighbours = Neighbours()
+    neighbours.began(5_000, 30_000)
+    neighbours.look([A], {}, 6_000)
+    assert neighbours.had_company(34_999)
+    assert not neighbours.had_company(35_000)
+
+
 def test_a_suspicion_counts_of_who_is_known_and_not_right_after_a_look_or_another() -> None:
     neighbours = Neighbours()
     neighbours.look([A, B], {}, 1_000)

@@ -416,6 +416,26 @@ def test_answers_that_have_become_slow_for_good_end_a_doubt_all_the_same() -> No
     run(scenario)
 
 
+def test_who_began_together_with_another_that_it_has_not_met_renews_nothing_past_its_trust() -> (
+    None
+):
+    async def scenario(clock: VirtualClock) -> None:
+        shared = store_of(clock, shards=8)
+        store = Faulty(shared)
+        async with scheduler_on(store, clock) as first:
+            hand = await Hand(first).join()
+            await submit(first)
+            [lease] = await hand.poll()
+            store.down = True
+            async with scheduler_on(shared, clock) as second:
+                await until(lambda: owned(second) == [8])
+                [(_, status)] = (await hand.report(running=(lease,))).results
+                assert status == "moved"
+            store.down = False
+
+    run(scenario)
+
+
 def test_shards_that_are_given_back_are_taken_before_all_else() -> None:
     async def scenario(clock: VirtualClock) -> None:
         shared = store_of(clock, shards=8)
